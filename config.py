@@ -1,0 +1,183 @@
+"""The settings of a run: one frozen dataclass, and the command-line flags made from it.
+
+The defaults are the paper's CIFAR-10 settings (ProbeGAN, AAAI 2022, appendix, and the authors' launch
+scripts). A data set's entry in utils.DATASETS overrides them, flags override both. Flags keep the
+names that users of BigGAN-PyTorch know.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import get_args, get_origin, get_type_hints
+
+from utils import DATASETS, UserError, class_label, find_dataset, nearest
+
+
+def setting(default, text, choices=None):
+    """A dataclass field with the text of its flag and, where it is one of a few, its valid values."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes. Raises UserError for a value that cannot be.
+
+    y* stands for the unseen classes, D_c for the conditional and D_u for the unconditional head.
+    """
+
+    # data
+    dataset: str = setting("C10", "registered data set (utils.DATASETS); C10_wo_7 means C10 with --new_class 7")
+    new_class: tuple[int, ...] = setting((), "unseen classes y*, by label or name; left out of the image set")
+    data_root: str = setting("datasets", "folder that holds the prepared data sets")
+    augment: str = setting("none", "augmentation of the real images", ("none", "flip", "crop", "flip_crop"))
+    max_resident_gb: float = setting(4.0, "an image set larger than this streams from disk instead of memory")
+    num_workers: int = setting(2, "threads that read a streamed image set")
+
+    # variants of the method
+    oracle: bool = setting(False, "keep the images of y* in the set: the bound that no probe can pass")
+    naive: bool = setting(False, "the NAIVE rival: D_u alone, fakes of y* alone, no class dilution")
+
+    # the probed classifier
+    C_path: str = setting("", "checkpoint of the probed classifier (made by python -m classifiers.train)")
+    C_arch: str = setting("", "its architecture, where the checkpoint does not name it")
+    C_coeff: float = setting(1.0, "lambda_g, weight of the classifier's cross-entropy (eq. 1)")
+    C_new_coeff: float = setting(1.0, "class weight of y* in the cross-entropy; 1 is off")
+    prob_clip: float = setting(1.0, "fakes that C accepts with more than this probability add no loss; 1 is off")
+    G_classmap: tuple[int, ...] = setting((), "classifier label of each generator label, in order; empty is identity")
+
+    # losses of the discriminator
+    gp_coeff: float = setting(10.0, "weight of the gradient penalty on D_u (eq. 3)")
+    D2_reg_coeff: float = setting(1e-4, "weight of E[D_u^2] in the losses of D and G")
+    drift: float = setting(1e-3, "weight of E[D_u(real)^2] in D's loss where D2_reg_coeff is 0")
+    mask_real_by_fake: bool = setting(True, "drop real rows whose fake partner is of y* from the hinge of D_c")
+    G_new_coeff: float = setting(1.0, "weight of the rows of y* in G's loss from D_u; 1 is off")
+    D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off")
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's")
+
+    # networks
+    G_ch: int = setting(64, "width unit of G")
+    D_ch: int = setting(64, "width unit of D")
+    dim_z: int = setting(120, "dimension of the latent z")
+    shared_dim: int = setting(128, "dimension of G's shared class embedding")
+    hier: bool = setting(True, "hierarchical latent: one chunk of z to each block of G")
+    G_attn: str = setting("0", "resolutions with self-attention in G, joined by _; 0 is none")
+    D_attn: str = setting("0", "resolutions with self-attention in D, joined by _; 0 is none")
+    init: str = setting("N02", "initial weights", ("N02", "ortho", "xavier"))
+    BN_eps: float = setting(1e-5, "epsilon of batch norm")
+    SN_eps: float = setting(1e-8, "epsilon of spectral norm")
+    init_G: str = setting("", "start from the weights in this G.pth or G_ema.pth of BigGAN-PyTorch or ProbeGAN")
+    init_D: str = setting("", "start from the weights in this D.pth of BigGAN-PyTorch or ProbeGAN")
+
+    # optimisation
+    batch_size: int = setting(64, "images a step, real and fake each")
+    num_steps: int = setting(100_000, "G steps of the whole run")
+    num_D_steps: int = setting(4, "D steps before each G step")
+    G_lr: float = setting(2e-4, "learning rate of G")
+    D_lr: float = setting(2e-4, "learning rate of D")
+    beta1: float = setting(0.0, "Adam's beta_1 of both optimisers")
+    beta2: float = setting(0.999, "Adam's beta_2 of both optimisers")
+    adam_eps: float = setting(1e-8, "Adam's epsilon")
+    ema_decay: float = setting(0.9999, "decay of the moving average of G that is sampled")
+    ema_start: int = setting(1000, "G step from which the average is kept; a copy of G before")
+
+    # the machine and the run folder
+    seed: int = setting(0, "seed of the initial weights and of all draws")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting("fp32", "arithmetic of the forward passes", ("fp32", "bf16"))
+    log_every: int = setting(50, "G steps between lines of log.jsonl")
+    sample_every: int = setting(1000, "G steps between sample grids")
+    save_every: int = setting(1000, "G steps between checkpoints")
+    keep: int = setting(3, "checkpoints kept")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{field.name} '{value}' is not valid; {nearest(value, choices)}")
+        n_classes = len(DATASETS[find_dataset(self.dataset)[0]].classes)
+        if not self.new_class and not self.oracle:
+            raise UserError("no unseen class was given; name at least one, as in --new_class 7 (or --new_class horse).")
+        if any(not 0 <= y < n_classes for y in self.new_class):
+            raise UserError(f"unseen class {max(self.new_class)} is outside 0..{n_classes - 1} of {self.dataset}.")
+        if len(set(self.new_class)) == n_classes and not self.oracle:
+            raise UserError("every class is unseen; leave at least one class in the image set.")
+        if self.naive and self.oracle:
+            raise UserError("--naive and --oracle exclude each other; choose one.")
+        if self.naive and len(self.new_class) != 1:
+            raise UserError(f"--naive draws one unseen class; {len(self.new_class)} were given.")
+        if self.G_classmap and len(self.G_classmap) != n_classes:
+            raise UserError(f"--G_classmap has {len(self.G_classmap)} labels; {self.dataset} needs {n_classes}, one a class.")
+        for name in ("batch_size", "num_steps", "num_D_steps", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
+                     "log_every", "sample_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("C_coeff", "C_new_coeff", "G_new_coeff", "gp_coeff", "D2_reg_coeff", "drift", "num_workers",
+                     "max_resident_gb", "ema_start"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must not be negative.")
+        for name in ("G_lr", "D_lr", "adam_eps", "BN_eps", "SN_eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be positive.")
+        for name in ("beta1", "beta2", "ema_decay", "prob_clip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        for part in self.diffaug:
+            if part not in ("color", "translation", "cutout"):
+                raise UserError(f"--diffaug '{part}' is unknown; {nearest(part, ('color', 'translation', 'cutout'))}")
+
+    def as_dict(self):
+        """Plain values alone, as JSON and torch.load(weights_only=True) take them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+TYPES = get_type_hints(Config)
+
+
+def make_config(**settings):
+    """A Config from the data set's own settings overridden by `settings`.
+
+    new_class entries may be labels or names; dataset may be 'C10_wo_7'. Raises UserError with the
+    nearest right name for an unknown key.
+    """
+    name, left_out = find_dataset(settings.get("dataset", Config.dataset))
+    spec = DATASETS[name]
+    given = settings.get("new_class") or []
+    labels = sorted({class_label(spec, c) for c in [*left_out, *given]})
+    merged = {**spec.settings, **settings, "dataset": name, "new_class": tuple(labels)}
+    for key in merged:
+        if key not in FIELDS:
+            raise UserError(f"setting '{key}' is unknown; {nearest(key, FIELDS)}")
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
+
+
+def add_flags(parser, names=tuple(FIELDS)):
+    """Add one flag a setting to an argparse parser; a flag that is not given leaves no attribute."""
+    for name in names:
+        field, kind = FIELDS[name], TYPES[name]
+        common = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} (default: {field.default})"}
+        if kind is bool:
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
+        elif get_origin(kind) is tuple:
+            element = str if name == "new_class" else get_args(kind)[0]
+            parser.add_argument(f"--{name}", nargs="+", type=element, metavar="LABEL", **common)
+        else:
+            parser.add_argument(f"--{name}", type=kind, choices=field.metadata["choices"], metavar=name.upper(), **common)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors as UserError and the nearest right name for a misspelt flag."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        raise UserError(f"{message}. See --help.")
+
+    def parse_args(self, args=None, namespace=None):
+        """Parse; raises UserError for an unknown flag."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"'{unknown[0]}' is not a flag of this command; {nearest(unknown[0], flags)}")
+        return parsed

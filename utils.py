@@ -1,0 +1,337 @@
+"""What every other module leans on: the registry of data sets, errors, seeds, EMA, checkpoints, grids.
+
+A user adds a data set by adding one entry to `DATASETS` below; nothing else has to be edited.
+"""
+
+import difflib
+import json
+import os
+import signal
+import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the text says what was given, what is valid and what to do."""
+
+
+def nearest(name, valid):
+    """A half-sentence that names the valid name closest to `name`, or lists all of them."""
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(str(v) for v in valid)
+
+
+def run_main(main):
+    """Run a command's `main()`; a UserError becomes one sentence on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# ------------------------------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One image set, prepared below datasets/<folder>/ as train.h5 and test.h5 or as ImageFolder trees.
+
+    `classes` fixes the label order (label k is classes[k]), so that an absent or empty class folder
+    cannot shift the labels of the others. `settings` override the defaults of config.Config for
+    runs on this data set; flags override both.
+    """
+
+    folder: str
+    resolution: int
+    channels: int
+    classes: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+
+
+DATASETS = {
+    "C10": DatasetSpec(
+        "cifar10", 32, 3,
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        {"augment": "flip"}),
+    "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789")),
+    "digits": DatasetSpec("digits", 16, 1, tuple("0123456789")),
+}
+
+
+def find_dataset(name):
+    """Split `name` into a registered name and the classes it leaves out: 'C10_wo_7' -> ('C10', ['7']).
+
+    Returns (name, left-out classes as strings). Raises UserError for an unknown data set.
+    """
+    base, _, left_out = name.partition("_wo_")
+    if name in DATASETS:
+        return name, []
+    if base in DATASETS and left_out:
+        return base, left_out.split("_")
+    raise UserError(f"data set '{name}' is not registered; {nearest(name, DATASETS)} "
+                    "A data set is registered by one entry in utils.DATASETS.")
+
+
+def class_label(spec, name):
+    """The label of a class given by label ('7') or by name ('horse'). Raises UserError."""
+    name = str(name)
+    if name in spec.classes:
+        return spec.classes.index(name)
+    if name.isdecimal() and int(name) < len(spec.classes):
+        return int(name)
+    raise UserError(f"class '{name}' is not in this data set: give a label from 0 to {len(spec.classes) - 1} "
+                    f"or a name; {nearest(name, spec.classes)}")
+
+
+# ----------------------------------------------------------------------------- device and seeds
+
+
+def choose_device(name="auto"):
+    """The torch.device for 'auto' (CUDA, else MPS, else CPU) or for a name that torch knows."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.split(":")[0]
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in present:
+        raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.")
+    if not present[kind]:
+        raise UserError(f"device '{name}' is not available on this machine; leave --device out to choose one.")
+    return torch.device(name)
+
+
+def autocast(device, precision):
+    """The context a forward pass runs in: bfloat16 autocast for 'bf16', nothing for 'fp32'."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def seeded_latents(seeds, dim_z, truncation=None):
+    """Latents (len(seeds), dim_z) ~ N(0, 1); row i depends on seeds[i] alone.
+
+    With `truncation` t > 0 each entry is drawn from N(0, 1) restricted to [-t, t].
+    """
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(int(seed))
+        if truncation is None:
+            rows.append(torch.randn(dim_z, generator=generator))
+        else:
+            rows.append(torch.nn.init.trunc_normal_(torch.empty(dim_z), a=-truncation, b=truncation,
+                                                    generator=generator))
+    return torch.stack(rows)
+
+
+def random_state():
+    """Every global random state that training draws from, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state):
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class EMA:
+    """Exponential moving average of a network's parameters and buffers (BigGAN, appendix C).
+
+    Until `start` steps have been taken the average is a plain copy.
+    """
+
+    def __init__(self, source, target, decay, start):
+        self.decay, self.start = decay, start
+        pairs = [(t, s) for t, s in zip(target.state_dict().values(), source.state_dict().values(), strict=True)]
+        self.target = [t for t, _ in pairs]
+        self.source = [s for _, s in pairs]
+
+    @torch.no_grad()
+    def update(self, step):
+        """Move the average towards the source; call once after G's optimiser step number `step`."""
+        torch._foreach_lerp_(self.target, self.source, 1.0 - self.decay if step >= self.start else 1.0)
+
+
+# ------------------------------------------------------------------------------- files that last
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path` that replaces it on success and vanishes on any error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def save_torch(path, value):
+    """Write a dict of plain values and tensors, atomically. Raises UserError when the disk refuses."""
+    try:
+        with replacing(path) as temporary:
+            torch.save(value, temporary)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer reports a full disk as a RuntimeError
+        raise UserError(f"{path} could not be written ({error}); the files saved before it are intact. "
+                        "Make room on the disk, then go on with --resume.") from error
+
+
+def load_torch(path):
+    """Read a dict of plain values and tensors onto the CPU; nothing in the file is executed.
+
+    Raises UserError when the file is missing, truncated, or holds anything that needs unpickling.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is truncated, or is not a plain file of tensors "
+                        f"({type(error).__name__}: {str(error).splitlines()[0]}).") from error
+
+
+def checkpoint_files(run):
+    """The checkpoints of a run folder, newest first."""
+    return sorted(Path(run).glob("checkpoints/step_*.pt"), reverse=True)
+
+
+def save_checkpoint(run, state, keep):
+    """Write `state` as the checkpoint of state['step'] and delete all but the newest `keep`."""
+    save_torch(Path(run) / "checkpoints" / f"step_{state['step']:08d}.pt", state)
+    for old in checkpoint_files(run)[keep:]:
+        old.unlink()
+
+
+def load_checkpoint(path):
+    """The state dict of a checkpoint file, or of the newest readable checkpoint of a run folder.
+
+    An unreadable newest file is named on stderr and the one before it is taken.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else checkpoint_files(path)
+    if not files:
+        raise UserError(f"no checkpoint at {path}: give a checkpoint file, or a run folder that holds checkpoints/.")
+    for file in files:
+        try:
+            state = load_torch(file)
+        except UserError as error:
+            if file is files[-1]:
+                raise
+            print(f"warning: {error} Falling back to the checkpoint before it.", file=sys.stderr)
+            continue
+        if not isinstance(state, dict) or not {"config", "dataset", "G_ema"} <= state.keys():
+            raise UserError(f"{file} is not a checkpoint of train.py; to start from the weights of another "
+                            "project's G or D use --init_G and --init_D.")
+        return state
+
+
+class JsonLines:
+    """Appends one JSON object a line; after a resume, lines past the resumed step are dropped."""
+
+    def __init__(self, path, step=0):
+        self.path = Path(path)
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, record):
+        """Append `record`, a dict with a 'step', rounding floats to six significant digits."""
+        record = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def stop_on_signal():
+    """Yield a function that tells whether SIGTERM or Ctrl-C has arrived; a second Ctrl-C interrupts."""
+    received = []
+
+    def note(number, _frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------------------- image grids
+
+
+def to_uint8(images):
+    """Images in [-1, 1] (any shape) -> uint8 in [0, 255]."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_unit_range(images):
+    """uint8 images -> float32 in [-1, 1], the range that every module speaks."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def save_grid(path, rows, labels, marked=(), caption=None):
+    """Write images as a PNG grid, one labelled row each; atomically.
+
+    rows: float images in [-1, 1], (rows, columns, C, H, W). labels: a string a row.
+    marked: the row numbers drawn with a red frame and a red label (the unseen classes).
+    """
+    pixels = to_uint8(rows).cpu()
+    n_rows, n_columns, channels, height, width = pixels.shape
+    scale = max(1, 64 // height)
+    cell_h, cell_w, gap, margin = height * scale, width * scale, 2, 8
+    font = ImageFont.load_default(size=16)
+    left = margin + int(max(font.getlength(text) for text in labels)) + margin
+    top = margin if caption is None else margin + 24
+    canvas = Image.new("RGB", (left + n_columns * (cell_w + gap) + margin, top + n_rows * (cell_h + gap + 4) + margin),
+                       "white")
+    draw = ImageDraw.Draw(canvas)
+    if caption is not None:
+        draw.text((margin, margin), caption, "black", font=font)
+    for r in range(n_rows):
+        y = top + r * (cell_h + gap + 4) + 2
+        colour = "#c81e1e" if r in marked else "black"
+        draw.text((margin, y + cell_h // 2), labels[r], colour, font=font, anchor="lm")
+        if r in marked:
+            draw.rectangle((left - 4, y - 3, left + n_columns * (cell_w + gap) + 1, y + cell_h + 2),
+                           outline=colour, width=2)
+        for c in range(n_columns):
+            image = pixels[r, c].permute(1, 2, 0).numpy()  # (H, W, C)
+            image = Image.fromarray(np.repeat(image, 3, axis=2) if channels == 1 else image)
+            canvas.paste(image.resize((cell_w, cell_h), Image.NEAREST), (left + c * (cell_w + gap), y))
+    with replacing(path) as temporary:
+        canvas.save(temporary, format="PNG")
