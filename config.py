@@ -94,19 +94,10 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
                 raise UserError(f"--{field.name} '{value}' is not valid; {nearest(value, choices)}")
-        n_classes = len(DATASETS[find_dataset(self.dataset)[0]].classes)
-        if not self.new_class and not self.oracle:
-            raise UserError("no unseen class was given; name at least one, as in --new_class 7 (or --new_class horse).")
-        if any(not 0 <= y < n_classes for y in self.new_class):
-            raise UserError(f"unseen class {max(self.new_class)} is outside 0..{n_classes - 1} of {self.dataset}.")
-        if len(set(self.new_class)) == n_classes and not self.oracle:
-            raise UserError("every class is unseen; leave at least one class in the image set.")
         if self.naive and self.oracle:
             raise UserError("--naive and --oracle exclude each other; choose one.")
         if self.naive and len(self.new_class) != 1:
             raise UserError(f"--naive draws one unseen class; {len(self.new_class)} were given.")
-        if self.G_classmap and len(self.G_classmap) != n_classes:
-            raise UserError(f"--G_classmap has {len(self.G_classmap)} labels; {self.dataset} needs {n_classes}, one a class.")
         for name in ("batch_size", "num_steps", "num_D_steps", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
                      "log_every", "sample_every", "save_every", "keep"):
             if getattr(self, name) < 1:
@@ -118,9 +109,11 @@ class Config:
         for name in ("G_lr", "D_lr", "adam_eps", "BN_eps", "SN_eps"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be positive.")
-        for name in ("beta1", "beta2", "ema_decay", "prob_clip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 0 and less than 1.")
+        if not 0 < self.prob_clip <= 1:
+            raise UserError(f"--prob_clip is {self.prob_clip}; it must be a probability above 0; 1 is off.")
         for part in self.diffaug:
             if part not in ("color", "translation", "cutout"):
                 raise UserError(f"--diffaug '{part}' is unknown; {nearest(part, ('color', 'translation', 'cutout'))}")
@@ -142,19 +135,26 @@ def make_config(**settings):
     """
     name, left_out = find_dataset(settings.get("dataset", Config.dataset))
     spec = DATASETS[name]
-    given = settings.get("new_class") or []
-    labels = sorted({class_label(spec, c) for c in [*left_out, *given]})
-    merged = {**spec.settings, **settings, "dataset": name, "new_class": tuple(labels)}
+    unseen = {class_label(spec, c) for c in [*left_out, *settings.get("new_class", ())]}
+    merged = {**spec.settings, **settings, "dataset": name, "new_class": sorted(unseen)}
     for key in merged:
         if key not in FIELDS:
             raise UserError(f"setting '{key}' is unknown; {nearest(key, FIELDS)}")
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
+    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
+    if not unseen and not config.oracle:
+        raise UserError("no unseen class was given; name at least one, as in --new_class 7 or --new_class horse.")
+    if len(unseen) == len(spec.classes) and not config.oracle:
+        raise UserError("every class is unseen; leave at least one class in the image set.")
+    if config.G_classmap and len(config.G_classmap) != len(spec.classes):
+        raise UserError(f"--G_classmap has {len(config.G_classmap)} labels; "
+                        f"{name} needs {len(spec.classes)}, one a class.")
+    return config
 
 
 def add_flags(parser, names=tuple(FIELDS)):
     """Add one flag a setting to an argparse parser; a flag that is not given leaves no attribute."""
     for name in names:
-        field, kind = FIELDS[name], TYPES[name]
+        field, kind, choices = FIELDS[name], TYPES[name], FIELDS[name].metadata["choices"]
         common = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} (default: {field.default})"}
         if kind is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
@@ -162,7 +162,7 @@ def add_flags(parser, names=tuple(FIELDS)):
             element = str if name == "new_class" else get_args(kind)[0]
             parser.add_argument(f"--{name}", nargs="+", type=element, metavar="LABEL", **common)
         else:
-            parser.add_argument(f"--{name}", type=kind, choices=field.metadata["choices"], metavar=name.upper(), **common)
+            parser.add_argument(f"--{name}", type=kind, choices=choices, metavar=kind.__name__.upper(), **common)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,160 @@
+"""The networks: BigGAN's generator, and a discriminator with a conditional and an unconditional head.
+
+BigGAN: Brock et al., ICLR 2019, appendix B. The second head: ProbeGAN (AAAI 2022), section 3. State-dict
+keys are those of BigGAN-PyTorch's and ProbeGAN's released checkpoints.
+"""
+
+from collections import namedtuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layers import Attention, BatchNorm, DBlock, GBlock, SNConv2d, SNEmbedding, SNLinear, init_weights
+from utils import UserError, load_torch
+
+# G: channels entering each up-block and after the last, from 4x4. D: channels after each block, and how
+# many of the blocks, from the first, halve the side. All in units of the width `ch`.
+Widths = namedtuple("Widths", "G D D_downs")
+WIDTHS = {
+    16: Widths((4, 4, 4), (4, 4, 4), 2),
+    32: Widths((4, 4, 4, 4), (4, 4, 4, 4), 2),
+    64: Widths((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
+    128: Widths((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
+}
+
+
+def widths_at(resolution):
+    """The row of WIDTHS for a resolution in pixels. Raises UserError for one that has no network."""
+    if resolution not in WIDTHS:
+        raise UserError(f"there is no network for {resolution}x{resolution} images; prepare the data set at one of "
+                        + ", ".join(map(str, WIDTHS)) + " pixels.")
+    return WIDTHS[resolution]
+
+
+def attention_sides(names, sides):
+    """Parse '32_64' into a set of sides, each one of `sides`; '0' is none. Raises UserError."""
+    wanted = {int(name) for name in names.split("_") if name.isdecimal()} - {0}
+    if not all(name.isdecimal() for name in names.split("_")) or wanted - set(sides):
+        raise UserError(f"attention at '{names}' cannot be; give 0 for none, or resolutions joined by _ out of "
+                        + ", ".join(map(str, sides)) + ".")
+    return wanted
+
+
+class Generator(nn.Module):
+    """G(z, y): images (B, channels, resolution, resolution) in [-1, 1].
+
+    z: (B, dim_z). y: labels (B,) int64, or class embeddings (B, shared_dim) as `shared` makes them, so
+    that one can walk between classes. With `hier`, z falls into equal chunks: the first feeds the first
+    layer, chunk i joins the class embedding that drives block i. dim_z is rounded down to whole chunks.
+    """
+
+    def __init__(self, resolution, channels, n_classes, ch=64, dim_z=120, shared_dim=128, hier=True, attention="0",
+                 init="N02", BN_eps=1e-5, SN_eps=1e-8):
+        super().__init__()
+        widths = [ch * w for w in widths_at(resolution).G]
+        sides = [8 * 2**i for i in range(len(widths) - 1)]
+        attended = attention_sides(attention, sides)
+        n_chunks = len(widths) if hier else 1
+        self.chunk = dim_z // n_chunks
+        if self.chunk == 0:
+            raise UserError(f"dim_z {dim_z} is too small for {n_chunks} chunks; give at least {n_chunks}.")
+        self.dim_z = self.chunk * n_chunks
+        self.hier = hier
+        condition = shared_dim + self.chunk if hier else shared_dim
+
+        self.shared = nn.Embedding(n_classes, shared_dim)
+        self.linear = SNLinear(self.chunk, widths[0] * 4 * 4, eps=SN_eps)
+        self.blocks = nn.ModuleList()
+        for side, n_in, n_out in zip(sides, widths[:-1], widths[1:], strict=True):
+            block = [GBlock(n_in, n_out, condition, BN_eps, SN_eps)]
+            if side in attended:
+                block.append(Attention(n_out, SN_eps))
+            self.blocks.append(nn.ModuleList(block))
+        self.output_layer = nn.Sequential(BatchNorm(widths[-1], BN_eps), nn.ReLU(),
+                                          SNConv2d(widths[-1], channels, 3, eps=SN_eps))
+        init_weights(self, init)
+
+    def forward(self, z, y):
+        embedding = y if y.is_floating_point() else self.shared(y)  # (B, shared_dim)
+        chunks = z.split(self.chunk, 1) if self.hier else (z,)
+        h = self.linear(chunks[0]).unflatten(1, (-1, 4, 4))  # (B, width, 4, 4)
+        h = h.contiguous(memory_format=torch.channels_last)
+        for i, block in enumerate(self.blocks):
+            condition = torch.cat((embedding, chunks[i + 1]), 1) if self.hier else embedding
+            h = block[0](h, condition)
+            for attention in block[1:]:
+                h = attention(h)
+        return torch.tanh(self.output_layer(h).float())
+
+
+class Discriminator(nn.Module):
+    """D(x, y): a shared trunk with two heads, each (B,), unbounded.
+
+    The conditional head D_c(x, y) is BigGAN's: linear plus projection on the class embedding. The
+    unconditional head D_u(x) is a second linear layer on the same features. Without y the first
+    result is None.
+    """
+
+    def __init__(self, resolution, channels, n_classes, ch=64, attention="0", init="N02", SN_eps=1e-8):
+        super().__init__()
+        widths = [ch * w for w in widths_at(resolution).D]
+        n_downs = widths_at(resolution).D_downs
+        sides = [resolution // 2 ** min(i + 1, n_downs) for i in range(len(widths))]
+        attended = attention_sides(attention, sorted(set(sides)))
+        self.blocks = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
+            block = [DBlock(n_in, n_out, preactivation=i > 0, downsample=i < n_downs, SN_eps=SN_eps)]
+            if sides[i] in attended:
+                block.append(Attention(n_out, SN_eps))
+                attended.discard(sides[i])  # once, after the first block of that side
+            self.blocks.append(nn.ModuleList(block))
+        self.linear = SNLinear(widths[-1], 1, eps=SN_eps)
+        self.embed = SNEmbedding(n_classes, widths[-1], eps=SN_eps)
+        self.linear2 = SNLinear(widths[-1], 1, eps=SN_eps)
+        init_weights(self, init)
+
+    def forward(self, x, y=None):
+        h = x
+        for block in self.blocks:
+            for layer in block:
+                h = layer(h)
+        h = F.relu(h).float().sum((2, 3))  # (B, width)
+        with torch.autocast(h.device.type, enabled=False):  # the heads are cheap and their scale matters
+            unconditional = self.linear2(h).squeeze(1)
+            if y is None:
+                return None, unconditional
+            return self.linear(h).squeeze(1) + (self.embed(y) * h).sum(1), unconditional
+
+
+def make_generator(config, resolution, channels, n_classes):
+    """The Generator that a Config asks for, on the CPU."""
+    return Generator(resolution, channels, n_classes, config.G_ch, config.dim_z, config.shared_dim, config.hier,
+                     config.G_attn, config.init, config.BN_eps, config.SN_eps)
+
+
+def make_discriminator(config, resolution, channels, n_classes):
+    """The Discriminator that a Config asks for, on the CPU."""
+    return Discriminator(resolution, channels, n_classes, config.D_ch, config.D_attn, config.init, config.SN_eps)
+
+
+def load_weights(network, path):
+    """Load a state dict written by BigGAN-PyTorch or ProbeGAN (G.pth, G_ema.pth, D.pth), or exported here.
+
+    A `module.` prefix is dropped. Raises UserError that names the first key that is missing, unexpected or
+    of another shape. A D.pth of BigGAN-PyTorch has no unconditional head: `linear2` keeps its fresh weights.
+    """
+    state = load_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a state dict (a plain dict of tensors).")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = network.state_dict()
+    if not any(key.startswith("linear2.") for key in state):
+        state |= {key: value for key, value in own.items() if key.startswith("linear2.")}
+    for key in own.keys() | state.keys():
+        if key not in state or key not in own or state[key].shape != own[key].shape:
+            shapes = [tuple(weights[key].shape) if key in weights else "absent" for weights in (state, own)]
+            raise UserError(f"{path} does not fit {type(network).__name__}: its '{key}' is {shapes[0]}, the network's "
+                            f"{shapes[1]}. Set the data set and the width, dim_z, shared_dim, attention and hier flags "
+                            "to those it was trained with.")
+    network.load_state_dict(state)

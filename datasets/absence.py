@@ -1,0 +1,105 @@
+"""Absence enforced: the images of the unseen classes are left out, and a guard refuses any that returns."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from datasets.sources import in_chunks
+from utils import UserError
+
+
+class AbsenceError(UserError):
+    """An image of an unseen class was about to reach the discriminator."""
+
+
+def image_hashes(images):
+    """SHA-256 of the pixels of each image of a uint8 tensor (n, C, H, W): a list of n bytes objects."""
+    return [hashlib.sha256(image).digest() for image in images.cpu().contiguous().numpy()]
+
+
+@dataclass(frozen=True)
+class AbsenceGuard:
+    """Refuses unseen labels and the exact pixels of left-out images; empty (for an oracle) it passes all.
+
+    unseen: class name of each unseen label. left_out: name of each left-out image by its hash.
+    """
+
+    unseen: dict[int, str]
+    left_out: dict[bytes, str]
+
+    def check(self, images, labels):
+        """Check images, uint8 (n, C, H, W) as the source reads them, and labels (n,), on any device.
+
+        Raises AbsenceError that names what was found.
+        """
+        for label, name in self.unseen.items():
+            count = int((labels == label).sum())
+            if count:
+                raise AbsenceError(f"{count} images labelled {label} ({name}), an unseen class, were about to reach the "
+                                   "discriminator; the image set has changed since it was audited. Start the run again.")
+        if self.left_out:
+            for row, digest in enumerate(image_hashes(images)):
+                if digest in self.left_out:
+                    raise AbsenceError(f"the left-out image {self.left_out[digest]} was about to reach the discriminator "
+                                       f"under the label {int(labels[row])}; the image set has changed since it was "
+                                       "audited. Start the run again.")
+
+
+def leave_out(source, spec, unseen, keep_unseen=False):
+    """Choose the images of `source` that training may use, and say which.
+
+    unseen: labels of the unseen classes. Their images are left out, and so is any image of another
+    class whose pixels equal theirs. With keep_unseen (the oracle) every image is kept.
+    Returns (indices int64 (n,) in the source's order, audit, AbsenceGuard); `audit` holds plain values
+    for JSON. Its sha256 runs over the pixels (uint8, C, H, W) and then the label (int64, little-endian)
+    of each used image in order. Raises UserError where a class that should be seen has no image.
+    """
+    unseen = sorted(set(unseen))
+    absent = [] if keep_unseen else unseen
+    is_absent = torch.isin(source.labels, torch.tensor(absent, dtype=torch.int64))
+    left_out = {}
+    for chunk in in_chunks(is_absent.nonzero().flatten(), "hashing left-out images"):
+        for i, digest in zip(chunk, image_hashes(source.read(chunk)), strict=True):
+            left_out[digest] = source.name(i)
+
+    kept, duplicates, used = [], [], hashlib.sha256()
+    for chunk in in_chunks((~is_absent).nonzero().flatten(), "auditing images"):
+        images = source.read(chunk)
+        for i, image, digest in zip(chunk.tolist(), images.numpy(), image_hashes(images), strict=True):
+            if digest in left_out:
+                duplicates.append(f"{source.name(i)} equals {left_out[digest]}")
+            else:
+                kept.append(i)
+                used.update(image)
+                used.update(int(source.labels[i]).to_bytes(8, "little"))
+    indices = torch.tensor(kept, dtype=torch.int64)
+
+    counts = torch.bincount(source.labels[indices], minlength=len(spec.classes)).tolist()
+    empty = [name for label, name in enumerate(spec.classes) if label not in absent and not counts[label]]
+    if empty:
+        raise UserError(f"the image set has no image of {', '.join(empty)}, which should be seen; add images, or name "
+                        "the class in --new_class to leave it out.")
+
+    names = ", ".join(spec.classes[label] for label in unseen)
+    if not keep_unseen:
+        statement = f"No image of {names} was used: {int(is_absent.sum())} images were left out by label"
+        statement += f", and {len(duplicates)} exact duplicates of them under other labels."
+    elif unseen:
+        statement = f"ORACLE: images of {names} WERE used ({sum(counts[label] for label in unseen)} images)."
+    else:
+        statement = "ORACLE: no class was left out; images of every class were used."
+    audit = {
+        "statement": statement,
+        "oracle": keep_unseen,
+        "dataset": spec.folder,
+        "classes": list(spec.classes),
+        "unseen_labels": unseen,
+        "unseen_classes": [spec.classes[label] for label in unseen],
+        "images_per_class": dict(zip(spec.classes, counts, strict=True)),
+        "images_used": len(kept),
+        "sha256": used.hexdigest(),
+        "unseen_images_left_out": int(is_absent.sum()),
+        "duplicates_removed": duplicates,
+    }
+    return indices, audit, AbsenceGuard({label: spec.classes[label] for label in absent}, left_out)

@@ -1,0 +1,320 @@
+"""Preparing an image set: from a download, a zip or a folder to train.h5 and test.h5."""
+
+import gzip
+import http.client
+import io
+import math
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torchvision
+from PIL import ImageOps
+from tqdm import tqdm
+
+from datasets.sources import BUILT_IN, MODES, SUFFIXES, image_files, load_image, to_array
+from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
+
+RESOLUTIONS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images on their way into a file: labels, int64 (N,), and read(i) -> uint8 (C, H, W)."""
+
+    labels: np.ndarray
+    read: Callable
+
+    def only(self, rows):
+        """The images with these row numbers."""
+        return Split(self.labels[rows], lambda i: self.read(rows[i]))
+
+
+def prepare(name, data_root, source=None, resolution=None, channels=None, test_share=0.1):
+    """Write <data_root>/<name>/train.h5 and test.h5, both or neither.
+
+    name: 'cifar10' or 'mnist' (downloaded, or taken from `source`), 'digits' (from scikit-learn), or
+    any other name for the images in `source`, a zip or a folder of <split>/<class>/<file> or
+    <class>/<file>, with or without a folder around it. resolution in pixels and channels are those of
+    utils.DATASETS where <name> is registered there. A source without a test (or val) split gives the
+    share `test_share` of each class to it, evenly spaced in the sorted file names.
+    Returns (DatasetSpec, {split: int64 labels}). Raises UserError for a source that cannot be used.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"'{name}' cannot name a data set: use letters, digits, - and _.")
+    if not 0 <= test_share < 1:
+        raise UserError(f"--test_share is {test_share}; it must be at least 0 and below 1.")
+    spec = next((spec for spec in DATASETS.values() if spec.folder == name), None)
+    if spec is None:
+        if source is None or resolution is None or channels is None:
+            raise UserError(f"data set '{name}' is not known: {nearest(name, BUILT_IN)} For your own images give "
+                            "--source ZIP_OR_DIR --resolution R --channels C.")
+        if resolution not in RESOLUTIONS or channels not in MODES:
+            raise UserError(f"--resolution {resolution} --channels {channels} cannot be drawn; valid are "
+                            f"{', '.join(map(str, RESOLUTIONS))} pixels and 1 or 3 channels.")
+        spec = DatasetSpec(name, resolution, channels, ())
+    elif (resolution or spec.resolution, channels or spec.channels) != (spec.resolution, spec.channels):
+        raise UserError(f"data set {name} is registered with {spec.resolution} pixels and {spec.channels} channels; "
+                        "leave --resolution and --channels out, or correct utils.DATASETS.")
+    if source is not None:
+        source = Path(source)
+        if not source.exists():
+            raise UserError(f"--source {source} does not exist; give a zip file or a folder.")
+
+    if name == "digits":
+        if source is not None:
+            raise UserError("digits come with scikit-learn; leave --source out.")
+        splits = digits()
+    elif name == "cifar10" and (source is None or cifar10_archive(source)):
+        splits = cifar10(source)
+    elif name == "mnist" and (source is None or idx_folder(source)):
+        splits = mnist(source)
+    elif source is None:
+        raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
+    else:
+        spec, splits = from_tree(source, spec, test_share)
+    write(Path(data_root) / name, spec, splits)
+    return spec, {split: part.labels for split, part in splits.items()}
+
+
+def write(folder, spec, splits):
+    """Write each split as <folder>/<split>.h5; all are put in place together at the end."""
+    shape = (spec.channels, spec.resolution, spec.resolution)
+    try:
+        with ExitStack() as stack:
+            for split, part in splits.items():
+                path = stack.enter_context(replacing(folder / f"{split}.h5"))
+                with h5py.File(path, "w") as file:
+                    file.attrs["classes"] = list(spec.classes)
+                    file["labels"] = part.labels.astype(np.int64)
+                    images = file.create_dataset("images", (len(part.labels), *shape), np.uint8)
+                    with tqdm(total=len(images), desc=f"{spec.folder} {split}", unit="image", disable=None) as bar:
+                        for start in range(0, len(images), 256):
+                            rows = range(start, min(start + 256, len(images)))
+                            images[start:rows.stop] = np.stack([part.read(i) for i in rows])
+                            bar.update(len(rows))
+    except OSError as error:
+        raise UserError(f"{folder} could not be written ({error}); make room or choose another --data_root.") from error
+
+
+def summary(spec, labels, data_root):
+    """What was written, as text: images per class and split, the folder, and how to register it."""
+    width = max(map(len, spec.classes))
+    lines = [f"{'class':{width}}" + "".join(f"{split:>8}" for split in labels)]
+    for label, name in enumerate(spec.classes):
+        lines.append(f"{name:{width}}" + "".join(f"{(part == label).sum():8d}" for part in labels.values()))
+    lines.append(f"written to {Path(data_root) / spec.folder}: {', '.join(f'{split}.h5' for split in labels)}")
+    if spec not in DATASETS.values():
+        classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
+        lines.append("To use it, add this entry to DATASETS in utils.py:\n"
+                     f'    "{spec.folder}": DatasetSpec("{spec.folder}", {spec.resolution}, {spec.channels}, ({classes})),')
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- the known sets
+
+
+def digits():
+    """scikit-learn's 1,797 digits: 8x8 in 0..16 -> uint8 (1, 16, 16); a fifth of each class is test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)  # (N, 1, 8, 8)
+    pixels = torch.nn.functional.interpolate(pixels, size=(16, 16), mode="bicubic", align_corners=False)
+    pixels = pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+    labels = bunch.target.astype(np.int64)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    whole = Split(labels, pixels.__getitem__)
+    return {"train": whole.only(np.sort(train)), "test": whole.only(np.sort(test))}
+
+
+def download(dataset, root):
+    """Have torchvision download `dataset` into `root`. Raises UserError where the network fails."""
+    try:
+        dataset(root, download=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise UserError(f"the download of {dataset.__name__} failed ({error}); fetch it on a machine with a network "
+                        "and give it as --source FILE_OR_DIR.") from error
+
+
+def cifar10_archive(source):
+    """Whether `source` is CIFAR-10 as its authors pack it for Python."""
+    base = torchvision.datasets.CIFAR10.base_folder
+    return source.name.endswith(".tar.gz") or source.name == base or (source / base).is_dir()
+
+
+def cifar10(source):
+    """CIFAR-10 from its authors' archive or folder, or from the download.
+
+    The batches in it are pickles: torchvision opens them only if their MD5 is the publisher's.
+    """
+    dataset = torchvision.datasets.CIFAR10
+    with tempfile.TemporaryDirectory() as root:
+        if source is None:
+            download(dataset, root)
+        elif source.is_file():
+            if not torchvision.datasets.utils.check_integrity(source, dataset.tgz_md5):
+                raise UserError(f"--source {source} is not the published {dataset.filename}: its MD5 should be "
+                                f"{dataset.tgz_md5}. Fetch it again.")
+            shutil.copy(source, Path(root) / dataset.filename)
+            download(dataset, root)  # unpacks the copy
+        else:
+            root = source if (source / dataset.base_folder).is_dir() else source.parent
+        splits = {}
+        for split in ("train", "test"):
+            try:
+                part = dataset(root, train=split == "train")
+            except RuntimeError as error:
+                raise UserError(f"--source {source} is not CIFAR-10 as published ({error}). Fetch it again.") from error
+            pixels = part.data.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+            splits[split] = Split(np.array(part.targets, np.int64), pixels.__getitem__)
+    return splits
+
+
+def idx_folder(source):
+    """The folder at or below `source` that holds MNIST's own idx files, or None."""
+    return next((path.parent for path in sorted(source.rglob("train-images-idx3-ubyte*"))), None)
+
+
+def mnist(source):
+    """MNIST from a folder of its idx files, or from the download; 28x28 in a border of zeros to 32x32."""
+    with tempfile.TemporaryDirectory() as root:
+        if source is None:
+            download(torchvision.datasets.MNIST, root)
+        folder = idx_folder(Path(root) if source is None else source)
+        splits = {}
+        for split, prefix in (("train", "train"), ("test", "t10k")):
+            images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
+            labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
+            if images.shape != (len(labels), 28, 28):
+                raise UserError(f"{folder} is not MNIST: {len(labels)} {split} labels, images of shape {images.shape}.")
+            pixels = np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None]  # (N, 1, 32, 32)
+            splits[split] = Split(labels, pixels.__getitem__)
+    return splits
+
+
+def read_idx(path):
+    """The uint8 array in an idx file, `path` or `path`.gz. Raises UserError where it is damaged."""
+    packed = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("not an idx file of bytes")
+        shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise UserError(f"{path if path.exists() else packed} cannot be read ({error}); fetch it again.") from error
+
+
+# ------------------------------------------------------------------------- any tree of images
+
+
+def from_tree(source, spec, test_share):
+    """(spec, {split: Split}) of a zip or a folder; a spec without classes gets the folders' names."""
+    files, folders, read = list_zip(source) if source.is_file() else list_folder(source)
+    splits, classes = layout(source, files, folders)
+    if not spec.classes:
+        spec = DatasetSpec(spec.folder, spec.resolution, spec.channels, tuple(sorted(classes)))
+    for name in sorted(classes):
+        if name not in spec.classes:
+            raise UserError(f"{source}: '{name}' is not a class of data set {spec.folder}; {nearest(name, spec.classes)} "
+                            "Rename or remove the folder, or correct utils.DATASETS.")
+
+    def split(members):
+        members = sorted((spec.classes.index(name), file) for name, file in members)
+
+        def image(i):
+            file = members[i][1]
+            image = load_image(io.BytesIO(read(file)), f"{source}/{file}", spec.channels)
+            if spec.folder == "mnist" and image.size == (28, 28):
+                image = ImageOps.expand(image, 2)
+            return to_array(image, spec.resolution)
+
+        return Split(np.array([label for label, _ in members], np.int64), image)
+
+    parts = {name: split(members) for name, members in splits.items()}
+    if "test" not in parts:
+        held_out = hold_out(parts["train"].labels, test_share)
+        whole = parts["train"]
+        parts = {"train": whole.only(np.flatnonzero(~held_out)), "test": whole.only(np.flatnonzero(held_out))}
+    return spec, parts
+
+
+def is_hidden(path):
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def list_folder(source):
+    """(image files, folders, read(file) -> bytes) of a folder; paths relative to it, '/' between parts."""
+    folders = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_dir()]
+    return (image_files(source), [path for path in folders if not is_hidden(path)],
+            lambda file: (source / file).read_bytes())
+
+
+def list_zip(source):
+    """(image files, folders, read(file) -> bytes) of a zip, read in memory; nothing is unpacked to disk."""
+    try:
+        archive = zipfile.ZipFile(source)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"--source {source} is not a zip that can be read ({error}); fetch it again.") from error
+    names = [name for name in archive.namelist() if not is_hidden(name)]
+
+    def read(file):
+        try:
+            return archive.read(file)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{file} in {source} cannot be unpacked ({error}); fetch the zip again.") from error
+
+    files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return files, [name.rstrip("/") for name in names if name.endswith("/")], read
+
+
+def layout(source, files, folders):
+    """({split: [(class, file)]}, class names); empty class folders count among the names."""
+    if not files:
+        raise UserError(f"--source {source} holds no images ({', '.join(sorted(SUFFIXES))}).")
+    paths = [file.split("/") for file in files]
+    known = {"train", "test", "val"}
+    depth = 0  # of the folders around the tree, as cifar10/ in cifar10/train/horse/0001.png
+    while all(len(p) > depth + 2 and p[depth] == paths[0][depth] for p in paths) and paths[0][depth] not in known:
+        depth += 1
+    around, tops = paths[0][:depth], {p[depth] for p in paths}
+    has_splits = bool(tops & known)
+    if has_splits and ("train" not in tops or tops - known):
+        raise UserError(f"--source {source} has the folders {', '.join(sorted(tops))}; a tree with splits has train, and "
+                        "test or val, and nothing beside them.")
+    at = depth + has_splits
+    splits, classes = {}, set()
+    for path, file in zip(paths, files, strict=True):
+        if len(path) <= at + 1:
+            raise UserError(f"{file} in {source} lies in no class folder; the tree is <split>/<class>/<file> or "
+                            "<class>/<file>.")
+        splits.setdefault(path[depth] if has_splits else "train", []).append((path[at], file))
+        classes.add(path[at])
+    for folder in folders:
+        path = folder.split("/")
+        if path[:depth] == around and len(path) > at:
+            classes.add(path[at])
+    val = splits.pop("val", None)
+    if val and "test" not in splits:
+        splits["test"] = val
+    return splits, classes
+
+
+def hold_out(labels, share):
+    """A mask (N,) that is true for `share` of each class, evenly spaced in its order."""
+    mask = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        mask[rows] = [math.floor((j + 1) * share) > math.floor(j * share) for j in range(len(rows))]
+    return mask

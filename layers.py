@@ -1,0 +1,259 @@
+"""Building blocks of BigGAN (Brock et al., ICLR 2019): spectral norm, batch norms, attention, residual blocks.
+
+State-dict keys follow BigGAN-PyTorch, so that its checkpoints and ProbeGAN's load.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# ----------------------------------------------------------------------------------- spectral norm
+
+
+class SpectralNorm:
+    """Mixin that divides `weight`, seen as (outputs, rest), by its largest singular value.
+
+    One power iteration a forward pass (Miyato et al., ICLR 2018). The singular vectors are constants
+    of the gradient, which flows through sigma = u' W v. Only training mode stores the iterate.
+    Buffers: u0 (1, outputs), the left singular vector; sv0 (1,), the singular value.
+    """
+
+    def init_spectral_norm(self, eps):
+        self.sn_eps = eps
+        self.register_buffer("u0", torch.randn(1, self.weight.shape[0]))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def normalised_weight(self):
+        """weight / sigma, in the shape of `weight`."""
+        # autocast would run the power iteration in bfloat16
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)  # (outputs, rest)
+            with torch.no_grad():
+                v = F.normalize(self.u0 @ matrix, eps=self.sn_eps).squeeze(0)  # (rest,)
+            product = matrix @ v  # (outputs,)
+            with torch.no_grad():
+                u = F.normalize(product, dim=0, eps=self.sn_eps)
+            sigma = product @ u
+            if self.training:
+                with torch.no_grad():
+                    self.u0.copy_(u.unsqueeze(0))
+                    self.sv0.copy_(sigma)
+            return self.weight / sigma
+
+
+class SNConv2d(SpectralNorm, nn.Conv2d):
+    """nn.Conv2d with a spectrally normalised weight."""
+
+    def __init__(self, n_in, n_out, kernel_size, bias=True, eps=1e-8):
+        super().__init__(n_in, n_out, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.init_spectral_norm(eps)
+
+    def forward(self, x):
+        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+
+
+class SNLinear(SpectralNorm, nn.Linear):
+    """nn.Linear with a spectrally normalised weight."""
+
+    def __init__(self, n_in, n_out, bias=True, eps=1e-8):
+        super().__init__(n_in, n_out, bias=bias)
+        self.init_spectral_norm(eps)
+
+    def forward(self, x):
+        return F.linear(x, self.normalised_weight(), self.bias)
+
+
+class SNEmbedding(SpectralNorm, nn.Embedding):
+    """nn.Embedding with a spectrally normalised weight."""
+
+    def __init__(self, n_classes, n_features, eps=1e-8):
+        super().__init__(n_classes, n_features)
+        self.init_spectral_norm(eps)
+
+    def forward(self, y):
+        return F.embedding(y, self.normalised_weight())
+
+
+# -------------------------------------------------------------------------------------- batch norm
+
+
+class StoredBatchNorm(nn.Module):
+    """Batch norm without gain and bias; statistics in `stored_mean` and `stored_var`, both (C,)."""
+
+    def __init__(self, n_channels, eps):
+        super().__init__()
+        self.eps = eps
+        self.momentum = 0.1
+        self.register_buffer("stored_mean", torch.zeros(n_channels))
+        self.register_buffer("stored_var", torch.ones(n_channels))
+
+    def normalise(self, x):
+        """Normalise (B, C, H, W) by the batch's statistics in training mode, by the stored ones in eval mode."""
+        return F.batch_norm(x, self.stored_mean, self.stored_var, training=self.training, momentum=self.momentum,
+                            eps=self.eps)
+
+
+class BatchNorm(StoredBatchNorm):
+    """Batch norm with a learnt gain and bias."""
+
+    def __init__(self, n_channels, eps=1e-5):
+        super().__init__(n_channels, eps)
+        self.gain = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+
+    def forward(self, x):
+        return torch.addcmul(self.bias.view(1, -1, 1, 1), self.normalise(x), self.gain.view(1, -1, 1, 1)).to(x.dtype)
+
+
+class ClassConditionalBatchNorm(StoredBatchNorm):
+    """Batch norm whose gain and bias are linear in a condition (B, n_condition), such as a class embedding."""
+
+    def __init__(self, n_channels, n_condition, BN_eps=1e-5, SN_eps=1e-8):
+        super().__init__(n_channels, BN_eps)
+        self.gain = SNLinear(n_condition, n_channels, bias=False, eps=SN_eps)
+        self.bias = SNLinear(n_condition, n_channels, bias=False, eps=SN_eps)
+
+    def forward(self, x, condition):
+        gain = (1 + self.gain(condition))[:, :, None, None]  # (B, C, 1, 1)
+        bias = self.bias(condition)[:, :, None, None]  # (B, C, 1, 1)
+        return torch.addcmul(bias, self.normalise(x), gain)
+
+
+@torch.no_grad()
+def standing_statistics(G, draw_batch, n_passes=16):
+    """Re-estimate G's batch-norm statistics as the mean over `n_passes` forward passes (BigGAN, section 4.1).
+
+    draw_batch(k) returns the arguments (z, y) of pass k. G is left in eval mode; its spectral norm
+    is not advanced.
+    """
+    G.eval()
+    norms = [module for module in G.modules() if isinstance(module, StoredBatchNorm)]
+    for norm in norms:
+        norm.training = True
+    for k in range(n_passes):
+        for norm in norms:
+            norm.momentum = 1 / (k + 1)  # a running mean of the passes
+        G(*draw_batch(k))
+    for norm in norms:
+        norm.momentum, norm.training = 0.1, False
+
+
+# ------------------------------------------------------------------------- attention and residual blocks
+
+
+class Attention(nn.Module):
+    """Self-attention over positions (Zhang et al., SAGAN, ICML 2019), as BigGAN places it."""
+
+    def __init__(self, n_channels, SN_eps=1e-8):
+        super().__init__()
+        self.theta = SNConv2d(n_channels, n_channels // 8, 1, bias=False, eps=SN_eps)
+        self.phi = SNConv2d(n_channels, n_channels // 8, 1, bias=False, eps=SN_eps)
+        self.g = SNConv2d(n_channels, n_channels // 2, 1, bias=False, eps=SN_eps)
+        self.o = SNConv2d(n_channels // 2, n_channels, 1, bias=False, eps=SN_eps)
+        self.gamma = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        """(B, C, H, W) -> (B, C, H, W)."""
+        theta = self.theta(x).flatten(2)  # (B, C/8, HW)
+        phi = F.max_pool2d(self.phi(x), 2).flatten(2)  # (B, C/8, HW/4)
+        g = F.max_pool2d(self.g(x), 2).flatten(2)  # (B, C/2, HW/4)
+        weights = torch.softmax((theta.transpose(1, 2) @ phi).float(), dim=-1).to(g.dtype)  # (B, HW, HW/4)
+        out = (g @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])  # (B, C/2, H, W)
+        return x + self.gamma * self.o(out)
+
+
+class GBlock(nn.Module):
+    """Residual up-sampling block of G: batch norm, ReLU, x2 nearest, conv, batch norm, ReLU, conv; 1x1 shortcut."""
+
+    def __init__(self, n_in, n_out, n_condition, BN_eps, SN_eps):
+        super().__init__()
+        self.conv1 = SNConv2d(n_in, n_out, 3, eps=SN_eps)
+        self.conv2 = SNConv2d(n_out, n_out, 3, eps=SN_eps)
+        self.conv_sc = SNConv2d(n_in, n_out, 1, eps=SN_eps)
+        self.bn1 = ClassConditionalBatchNorm(n_in, n_condition, BN_eps, SN_eps)
+        self.bn2 = ClassConditionalBatchNorm(n_out, n_condition, BN_eps, SN_eps)
+
+    def forward(self, x, condition):
+        """(B, n_in, H, W), (B, n_condition) -> (B, n_out, 2H, 2W)."""
+        h = F.interpolate(F.relu(self.bn1(x, condition)), scale_factor=2)
+        h = self.conv1(h)
+        h = self.conv2(F.relu(self.bn2(h, condition)))
+        # a 1x1 convolution commutes with nearest up-sampling, and costs a quarter before it
+        return h + F.interpolate(self.conv_sc(x), scale_factor=2)
+
+
+class DBlock(nn.Module):
+    """Residual block of D: (ReLU,) conv, ReLU, conv, (average pooling); 1x1 shortcut where the shape changes."""
+
+    def __init__(self, n_in, n_out, preactivation, downsample, SN_eps):
+        super().__init__()
+        self.preactivation, self.downsample = preactivation, downsample
+        self.conv1 = SNConv2d(n_in, n_out, 3, eps=SN_eps)
+        self.conv2 = SNConv2d(n_out, n_out, 3, eps=SN_eps)
+        self.conv_sc = SNConv2d(n_in, n_out, 1, eps=SN_eps) if n_in != n_out or downsample else None
+
+    def forward(self, x):
+        """(B, n_in, H, W) -> (B, n_out, H, W), or half the height and width where it down-samples."""
+        h = self.conv1(F.relu(x) if self.preactivation else x)
+        h = self.conv2(F.relu(h))
+        # average pooling commutes with a 1x1 convolution: the shortcut pools first
+        if self.downsample:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        return h + (x if self.conv_sc is None else self.conv_sc(x))
+
+
+def init_weights(network, init):
+    """Draw the weights of every conv, linear and embedding layer: 'N02' N(0, 0.02), 'ortho' or 'xavier'."""
+    draw = {"N02": lambda w: nn.init.normal_(w, 0, 0.02), "ortho": nn.init.orthogonal_,
+            "xavier": nn.init.xavier_uniform_}[init]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            draw(module.weight)
+
+
+# ------------------------------------------------------------------------- differentiable augmentation
+
+
+def diff_augment(images, parts):
+    """DiffAugment (Zhao et al., NeurIPS 2020): a random, differentiable change of each image, of one law for
+    real and fake.
+
+    images: (B, C, H, W) in [-1, 1]. parts: any of 'color' (brightness, saturation, contrast),
+    'translation' (by up to an eighth of the side, filled with -1) and 'cutout' (a square of half the
+    side becomes 0).
+    """
+    for part in parts:
+        images = {"color": _color, "translation": _translation, "cutout": _cutout}[part](images)
+    return images
+
+
+def _uniform(images):
+    return torch.rand(images.shape[0], 1, 1, 1, device=images.device, dtype=images.dtype)
+
+
+def _color(images):
+    images = images + (_uniform(images) - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * (2 * _uniform(images))
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (0.5 + _uniform(images))
+
+
+def _translation(images):
+    b, _, height, width = images.shape
+    pad = height // 8
+    shifts = torch.randint(0, 2 * pad + 1, (2, b, 1), device=images.device)
+    rows = shifts[0] + torch.arange(height, device=images.device)  # (B, H)
+    columns = shifts[1] + torch.arange(width, device=images.device)  # (B, W)
+    padded = F.pad(images, (pad, pad, pad, pad), value=-1.0)
+    batch = torch.arange(b, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cutout(images):
+    b, _, height, width = images.shape
+    centre = torch.rand(2, b, 1, device=images.device)
+    in_rows = (torch.arange(height, device=images.device) - centre[0] * height).abs() < height / 4  # (B, H)
+    in_columns = (torch.arange(width, device=images.device) - centre[1] * width).abs() < width / 4  # (B, W)
+    hole = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    return images.masked_fill(hole, 0.0)

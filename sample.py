@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Draw images from one checkpoint; nothing else of the run is needed.
+
+    python sample.py --checkpoint RUN                               a grid, one row a class
+    python sample.py --checkpoint RUN --mode class --classes horse  many images of one class
+    python sample.py --checkpoint RUN --mode z --classes horse      walks between latents
+    python sample.py --checkpoint RUN --mode y --classes deer horse walks between two classes
+    python sample.py --checkpoint RUN --mode npz --num 5000         uint8 arrays, 5000 a class
+
+RUN is a run folder (its newest checkpoint) or a checkpoint file. Image i depends on seed --seed + i
+alone, whatever the batch size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from BigGAN import load_weights, make_generator
+from config import FIELDS, Config, Parser, add_flags, make_config
+from layers import standing_statistics
+from utils import (
+    DATASETS,
+    UserError,
+    choose_device,
+    class_label,
+    load_checkpoint,
+    replacing,
+    run_main,
+    save_grid,
+    seeded_latents,
+    to_uint8,
+)
+
+NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
+
+
+def fake_classes(config, n_classes):
+    """The labels that fakes are drawn for: all classes, or y* alone for NAIVE."""
+    return list(config.new_class) if config.naive else list(range(n_classes))
+
+
+class Sampler:
+    """The averaged generator of a checkpoint, in eval mode with standing statistics.
+
+    state: what utils.load_checkpoint returns. truncation: bound of the latent's entries, None for none.
+    """
+
+    def __init__(self, state, device, truncation=None, batch_size=100):
+        self.config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()
+                                if k in FIELDS})
+        self.classes = tuple(state["dataset"]["classes"])
+        self.unseen = () if self.config.oracle else self.config.new_class
+        self.step = state["step"]
+        self.device, self.truncation, self.batch_size = device, truncation, batch_size
+        self.drawn = fake_classes(self.config, len(self.classes))
+        self.G = make_generator(self.config, state["dataset"]["resolution"], state["dataset"]["channels"],
+                                len(self.classes))
+        self.G.load_state_dict(state["G_ema"])
+        self.G.to(device).requires_grad_(False)
+        standing_statistics(self.G, self._standing_batch)
+
+    def _standing_batch(self, k):
+        # seeds of their own, far from those of the images
+        seeds = range(2**40 + k * self.batch_size, 2**40 + (k + 1) * self.batch_size)
+        y = torch.tensor([self.drawn[i % len(self.drawn)] for i in range(self.batch_size)])
+        return self.latents(seeds).to(self.device), y.to(self.device)
+
+    def latents(self, seeds):
+        """Latents (len(seeds), dim_z) on the CPU; row i depends on seeds[i] alone."""
+        return seeded_latents(seeds, self.G.dim_z, self.truncation)
+
+    def images(self, z, y):
+        """Images (N, C, H, W) in [-1, 1] on the CPU; z (N, dim_z); y labels (N,) or embeddings (N, shared_dim)."""
+        parts = [self.G(z_part.to(self.device), y_part.to(self.device)).cpu()
+                 for z_part, y_part in zip(z.split(self.batch_size), y.split(self.batch_size), strict=True)]
+        return torch.cat(parts)
+
+    def class_images(self, label, seeds):
+        """Images (len(seeds), C, H, W) of one class; image i depends on seeds[i] alone."""
+        return self.images(self.latents(seeds), torch.full((len(seeds),), label))
+
+    def label(self, name):
+        """The label of a class of this checkpoint, by label or name. Raises UserError."""
+        return class_label(self, name)
+
+
+def row_label(sampler, y):
+    """The name of class y, with its label where they differ, and whether it was unseen."""
+    name = sampler.classes[y] if sampler.classes[y] == str(y) else f"{y} {sampler.classes[y]}"
+    return f"{name} (unseen)" if y in sampler.unseen else name
+
+
+def save_class_grid(path, sampler, labels=None, columns=10, seed=0):
+    """Write a grid with a row a class, the unseen ones marked; the same latents in every row."""
+    labels = sampler.drawn if labels is None else labels
+    rows = torch.stack([sampler.class_images(y, range(seed, seed + columns)) for y in labels])
+    marked = [r for r, y in enumerate(labels) if y in sampler.unseen]
+    save_grid(path, rows, [row_label(sampler, y) for y in labels], marked)
+
+
+def save_one_class(path, sampler, label, columns, seed):
+    """Write columns x columns images of one class."""
+    images = sampler.class_images(label, range(seed, seed + columns**2))
+    names = [f"seed {seed + r * columns}" for r in range(columns)]
+    save_grid(path, images.unflatten(0, (columns, columns)), names, caption=row_label(sampler, label))
+
+
+def save_latent_walk(path, sampler, labels, columns, seed):
+    """Write four walks a class between two latents each, on the sphere that latents lie near."""
+    z = sampler.latents(range(seed, seed + 8)).unflatten(0, (4, 2))  # (walks, ends, dim_z)
+    start, end = z[:, 0, None], z[:, 1, None]  # (4, 1, dim_z)
+    angle = torch.acos(torch.cosine_similarity(start, end, dim=2).clamp(-1, 1))[..., None]  # (4, 1, 1)
+    t = torch.linspace(0, 1, columns)[None, :, None]
+    walk = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)  # (4, columns, dim_z)
+    walk = walk.flatten(0, 1)
+    rows = [sampler.images(walk, torch.full((len(walk),), y)).unflatten(0, (4, columns)) for y in labels]
+    save_grid(path, torch.cat(rows), [row_label(sampler, y) for y in labels for _ in range(4)])
+
+
+def save_class_walk(path, sampler, labels, columns, seed):
+    """Write walks between the embeddings of two classes, a row a latent."""
+    start, end = sampler.G.shared(torch.tensor(labels, device=sampler.device)).cpu()
+    embeddings = torch.lerp(start, end, torch.linspace(0, 1, columns)[:, None])  # (columns, shared_dim)
+    z = sampler.latents(range(seed, seed + 8))
+    images = sampler.images(z.repeat_interleave(columns, 0), embeddings.repeat(8, 1))
+    caption = " to ".join(row_label(sampler, y) for y in labels)
+    save_grid(path, images.unflatten(0, (8, columns)), [f"seed {seed + r}" for r in range(8)], caption=caption)
+
+
+def save_npz(path, sampler, labels, num, seed):
+    """Write x (N, C, H, W) uint8, y (N,) labels and seed (N,) for `num` images a class; image i has seed + i."""
+    x, y = [], []
+    for k, label in enumerate(tqdm(labels, unit="class")):
+        first = seed + k * num
+        x.append(to_uint8(sampler.class_images(label, range(first, first + num))).numpy())
+        y.append(np.full(num, label))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, x=np.concatenate(x), y=np.concatenate(y), seed=seed + np.arange(num * len(labels)))
+
+
+def released_weights(flags):
+    """A checkpoint-like state around the bare weights in --init_G. Raises UserError where they do not fit."""
+    config = make_config(**flags, oracle=True)
+    spec = DATASETS[config.dataset]
+    G = make_generator(config, spec.resolution, spec.channels, len(spec.classes))
+    load_weights(G, config.init_G)
+    return {"config": config.as_dict(), "step": 0, "G_ema": G.state_dict(),
+            "dataset": {"resolution": spec.resolution, "channels": spec.channels, "classes": list(spec.classes)}}
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="run folder or checkpoint file of train.py")
+    parser.add_argument("--mode", choices=("grid", "class", "z", "y", "npz"), default="grid", help="what to draw")
+    parser.add_argument("--classes", nargs="+", default=[], help="labels or names (default: all, or the unseen ones)")
+    parser.add_argument("--columns", type=int, default=10, help="images in a row of a grid (default: 10)")
+    parser.add_argument("--num", type=int, default=1000, help="images a class in the npz (default: 1000)")
+    parser.add_argument("--truncation", type=float, help="bound of the latent's entries (default: none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of image 0; image i has seed + i (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--out", type=Path, help="file to write (default: samples_<mode>.png or .npz in RUN)")
+    group = parser.add_argument_group("weights of BigGAN-PyTorch or ProbeGAN, instead of --checkpoint")
+    add_flags(group, NETWORK_FLAGS)
+    flags = vars(parser.parse_args())
+    network_flags = {name: flags.pop(name) for name in NETWORK_FLAGS if name in flags}
+    checkpoint, mode, columns, seed = flags["checkpoint"], flags["mode"], flags["columns"], flags["seed"]
+    if (checkpoint is None) == ("init_G" not in network_flags):
+        raise UserError("give either --checkpoint RUN, or --init_G G_ema.pth with the flags of its network.")
+    for name in ("columns", "num", "batch_size"):
+        if flags[name] < 1:
+            raise UserError(f"--{name} is {flags[name]}; it must be at least 1.")
+    if flags["truncation"] is not None and not flags["truncation"] > 0:
+        raise UserError(f"--truncation is {flags['truncation']}; it must be positive, such as 0.5, or left out.")
+    state = released_weights(network_flags) if checkpoint is None else load_checkpoint(checkpoint)
+    sampler = Sampler(state, choose_device(flags["device"]), flags["truncation"], flags["batch_size"])
+    labels = [sampler.label(name) for name in flags["classes"]]
+    if set(labels) - set(sampler.drawn):
+        raise UserError("this NAIVE checkpoint draws its unseen class alone; leave --classes out.")
+
+    home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
+    out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")
+    if mode == "grid":
+        save_class_grid(out, sampler, labels or None, columns, seed)
+    elif mode == "class":
+        if len(labels or sampler.unseen) != 1:
+            raise UserError("--mode class draws one class; name it with --classes.")
+        save_one_class(out, sampler, (labels or sampler.unseen)[0], columns, seed)
+    elif mode == "z":
+        save_latent_walk(out, sampler, labels or sampler.unseen or sampler.drawn, columns, seed)
+    elif mode == "y":
+        if len(labels) != 2:
+            raise UserError("--mode y walks between two classes; name both with --classes.")
+        save_class_walk(out, sampler, labels, columns, seed)
+    else:
+        save_npz(out, sampler, labels or sampler.drawn, flags["num"], seed)
+    print(out)
+
+
+if __name__ == "__main__":
+    run_main(main)

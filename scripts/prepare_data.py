@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Prepare an image set: python scripts/prepare_data.py cifar10 [--source FILE_OR_DIR]
+
+  cifar10, mnist   downloaded through torchvision, or taken from --source: the publisher's own files, or
+                   a zip or folder of <split>/<class>/<file>
+  digits           scikit-learn's bundled digits, no download
+  any other name   your own images: --source ZIP_OR_DIR --resolution 64 --channels 3
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import Parser  # noqa: E402
+from datasets.prepare import prepare, summary  # noqa: E402
+from utils import ROOT, run_main  # noqa: E402
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("name", help="cifar10, mnist, digits, or a name of your own")
+    parser.add_argument("--source", help="zip file or folder to read instead of the download")
+    parser.add_argument("--resolution", type=int, help="pixels a side: 16, 32, 64 or 128")
+    parser.add_argument("--channels", type=int, help="1 (grey) or 3 (colour)")
+    parser.add_argument("--test_share", type=float, default=0.1,
+                        help="share of each class held out where the source has no test or val split (default: 0.1)")
+    parser.add_argument("--data_root", default=str(ROOT / "datasets"), help="folder to write below (default: datasets)")
+    args = parser.parse_args()
+    spec, labels = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share)
+    print(summary(spec, labels, args.data_root))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,38 @@
+"""Imports point down the list of docs: a module imports only from rooms below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# highest first; a name may import what stands in a later row (train also draws its grids with sample)
+ROWS = [{"scripts", "benchmarks"}, {"train", "evaluate"}, {"sample"}, {"metrics", "classifiers", "BigGAN"}, {"datasets"},
+        {"layers", "config"}, {"utils"}, {"probegan_losses"}]
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+FILES = [path for path in sorted(ROOT.rglob("*.py"))
+         if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path):
+        if name in LEVEL and name != room:
+            assert LEVEL[name] > LEVEL[room], f"{path.name} imports {name}"
+
+
+def test_the_losses_import_torch_alone():
+    assert set(imported(ROOT / "probegan_losses.py")) == {"torch"}
+
+
+def test_utils_stays_short():
+    assert len((ROOT / "utils.py").read_text().splitlines()) <= 400

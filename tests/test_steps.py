@@ -1,0 +1,301 @@
+"""The discriminator and generator step: equal to a literal float64 computation, no host synchronisation,
+one backward an optimiser step, the unseen class and the classifier kept out of where they must not be."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import probegan_losses as losses
+from BigGAN import make_discriminator, make_generator
+from config import Config
+from layers import SpectralNorm, diff_augment
+from train import discriminator_step, draw_latents, generator_step, make_task
+
+BATCH, CLASSES, UNSEEN = 6, 4, 2
+CONFIG = Config(dataset="digits", new_class=(UNSEEN,), G_ch=2, D_ch=2, dim_z=12, shared_dim=8, batch_size=BATCH,
+                init="ortho")
+
+
+class LinearClassifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 16 * 16, CLASSES)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+
+class Nets:
+    def __init__(self, config, device="cpu"):
+        torch.manual_seed(0)
+        self.G = make_generator(config, 16, 3, CLASSES).to(device)
+        self.D = make_discriminator(config, 16, 3, CLASSES).to(device)
+        self.C = LinearClassifier().requires_grad_(False).to(device)
+        self.G_optim = torch.optim.Adam(self.G.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
+        self.D_optim = torch.optim.Adam(self.D.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
+        self.task = make_task(config, CLASSES, device)
+        self.images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8).to(device)
+        self.labels = torch.tensor([0, 1, 3, 0, 1, 3], device=device)
+        self.config, self.device = config, torch.device(device)
+
+    def D_step(self):
+        return discriminator_step(self.G, self.D, self.D_optim, self.images, self.labels, self.task, self.config)
+
+    def G_step(self):
+        return generator_step(self.G, self.D, self.C, self.G_optim, self.task, self.config, BATCH, self.device)
+
+
+def settings(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def literal_D(nets, z, y, e):
+    """Eqs. (2) and (3) for D, an image at a time in float64; networks in eval mode."""
+    G, D, config = copy.deepcopy(nets.G).double(), copy.deepcopy(nets.D).double(), nets.config
+    hinge_fake, hinge_real, fake_u, real_u, penalties = [], [], [], [], []
+    for i in range(BATCH):
+        with torch.no_grad():
+            fake = G(z[i:i + 1].double(), y[i:i + 1]).double()
+        real = nets.images[i:i + 1].double() / 127.5 - 1
+        (fake_c_i, fake_u_i), (real_c_i, real_u_i) = D(fake, y[i:i + 1]), D(real, nets.labels[i:i + 1])
+        fake_u.append(fake_u_i[0])
+        real_u.append(real_u_i[0])
+        if y[i] != UNSEEN:
+            hinge_fake.append(max(1 + fake_c_i[0], fake_c_i[0] * 0))
+        if y[i] != UNSEEN or not config.mask_real_by_fake:
+            hinge_real.append(max(1 - real_c_i[0], real_c_i[0] * 0))
+        x_hat = (e[i] * real + (1 - e[i]) * fake).requires_grad_()
+        (gradient,) = torch.autograd.grad(D(x_hat)[1][0], x_hat, create_graph=True)
+        penalties.append(((gradient**2).sum().sqrt() - 1) ** 2)
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    terms = {"D_wasserstein": mean(fake_u) - mean(real_u), "D_penalty": mean(penalties)}
+    if config.D2_reg_coeff:
+        terms["D_reg"] = mean([u**2 for u in fake_u]) + mean([u**2 for u in real_u])
+    else:
+        terms["D_reg"] = mean([u**2 for u in real_u])
+    total = terms["D_wasserstein"] + 10 * terms["D_penalty"] + (config.D2_reg_coeff or config.drift) * terms["D_reg"]
+    if not config.naive:
+        terms |= {"D_hinge_fake": mean(hinge_fake), "D_hinge_real": mean(hinge_real)}
+        total = total + terms["D_hinge_fake"] + terms["D_hinge_real"]
+    total.backward()
+    return terms, {name: p.grad for name, p in D.named_parameters()}
+
+
+def literal_G(nets, z, y):
+    """Eqs. (2), (3) and (4) for G, an image at a time in float64; networks in eval mode."""
+    G, D, C = (copy.deepcopy(network).double() for network in (nets.G, nets.D, nets.C))
+    hinge, wasserstein, cross_entropy, squares = [], [], [], []
+    for i in range(BATCH):
+        fake = G(z[i:i + 1].double(), y[i:i + 1]).double()
+        d_c, d_u = D(fake, y[i:i + 1])
+        if y[i] != UNSEEN:
+            hinge.append(-d_c[0])
+        wasserstein.append(-d_u[0])
+        squares.append(d_u[0] ** 2)
+        cross_entropy.append(-torch.log(C(fake).softmax(1)[0, y[i]]))
+    terms = {"G_wasserstein": sum(wasserstein) / BATCH, "G_class": sum(cross_entropy) / BATCH}
+    total = sum(terms.values()) + nets.config.D2_reg_coeff * sum(squares) / BATCH
+    if not nets.config.naive:
+        terms["G_hinge"] = sum(hinge) / len(hinge)
+        total = total + terms["G_hinge"]
+    total.backward()
+    return terms, {name: p.grad for name, p in G.named_parameters()}
+
+
+def assert_close(ours, literal, gradients, literal_gradients):
+    for name, value in literal.items():
+        assert ours[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+    for name, gradient in literal_gradients.items():
+        if gradient is not None:
+            assert torch.allclose(gradients[name].double(), gradient, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.fixture
+def double_outputs(monkeypatch):
+    """The networks compute their last step in float32 by .float(); the literal computation wants float64."""
+    plain = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else plain(self))
+
+
+VARIANTS = [settings(), settings(naive=True), settings(D2_reg_coeff=0.0), settings(mask_real_by_fake=False)]
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_steps_equal_the_literal_float64_computation(config, double_outputs):
+    nets = Nets(config)
+    nets.G.eval()
+    nets.D.eval()  # spectral norm stands still, so that one image at a time is the same function
+    torch.manual_seed(5)
+    z, y = draw_latents(nets.G, nets.task, BATCH, "cpu")
+    e = torch.rand(BATCH, 1, 1, 1).double()
+    assert config.naive or (UNSEEN in y and len(set(y.tolist())) > 1)
+    expected, gradients = literal_D(nets, z, y, e)
+    torch.manual_seed(5)
+    terms = nets.D_step()
+    assert terms.keys() == expected.keys()
+    assert_close(terms, expected, {n: p.grad for n, p in nets.D.named_parameters()}, gradients)
+
+    torch.manual_seed(6)
+    z, y = draw_latents(nets.G, nets.task, BATCH, "cpu")
+    expected, gradients = literal_G(nets, z, y)
+    torch.manual_seed(6)
+    terms = nets.G_step()
+    assert terms.keys() == expected.keys() | {"C_accepts_seen", "C_accepts_unseen"}
+    assert_close(terms, expected, {n: p.grad for n, p in nets.G.named_parameters()}, gradients)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails on every operator that makes the host wait for values on a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "item", "_unique2")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function._overloadpacket.__name__
+        assert name not in self.WAITING, f"{name} waits for the device"
+        if name.startswith("index") and len(arguments) > 1 and isinstance(arguments[1], (list, tuple)):
+            assert all(i is None or i.dtype != torch.bool for i in arguments[1]), "a boolean index waits for the device"
+        return function(*arguments, **(keywords or {}))
+
+
+ALL_OPTIONS = settings(D_tilemix_ngrid=2, prob_clip=0.9, C_new_coeff=2.0, G_new_coeff=3.0,
+                       diffaug=("color", "translation", "cutout"))
+
+
+@pytest.mark.parametrize("config", [settings(), settings(naive=True), ALL_OPTIONS])
+def test_a_step_waits_for_no_device(config):
+    nets = Nets(config)
+    with NoSynchronisation():
+        nets.D_step()
+        nets.G_step()
+
+
+def test_the_check_for_waiting_sees_waiting():
+    with pytest.raises(AssertionError, match="waits"), NoSynchronisation():
+        torch.ones(1).item()
+    with pytest.raises(AssertionError, match="waits"), NoSynchronisation():
+        torch.ones(3)[torch.tensor([True, False, True])]
+
+
+@pytest.mark.parametrize("config", [settings(), settings(naive=True), ALL_OPTIONS])
+def test_one_backward_an_optimiser_step(config, monkeypatch):
+    nets, calls = Nets(config), []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: calls.append("backward") or backward(self))
+    for optimiser in (nets.D_optim, nets.G_optim):
+        monkeypatch.setattr(optimiser, "step", lambda: calls.append("step"))
+    nets.D_step()
+    assert calls == ["backward", "step"]
+    nets.G_step()
+    assert calls == ["backward", "step"] * 2
+
+
+def test_terms_are_detached():
+    nets = Nets(settings())
+    assert not any(term.requires_grad for term in (nets.D_step() | nets.G_step()).values())
+
+
+def test_no_gradient_reaches_the_classifier_or_the_other_network():
+    nets = Nets(settings())
+    nets.D_step()
+    assert all(p.grad is None for p in nets.G.parameters())
+    D_gradients = [p.grad.clone() for p in nets.D.parameters()]
+    nets.G_step()
+    assert all(p.grad is None for p in nets.C.parameters())
+    assert all(torch.equal(p.grad, g) for p, g in zip(nets.D.parameters(), D_gradients, strict=True))
+    assert all(p.requires_grad for p in nets.D.parameters())
+
+
+def test_the_penalty_uses_the_unconditional_output_alone():
+    nets = Nets(settings(gp_coeff=1.0))
+    nets.D.eval()
+    torch.manual_seed(3)
+    before = nets.D_step()["D_penalty"]
+    with torch.no_grad():
+        for head in (nets.D.linear, nets.D.embed):
+            head.weight.copy_(torch.randn_like(head.weight))
+    nets = Nets(settings(gp_coeff=1.0))
+    nets.D.eval()
+    with torch.no_grad():
+        for head in (nets.D.linear, nets.D.embed):
+            head.weight.copy_(torch.randn_like(head.weight))
+    torch.manual_seed(3)
+    assert torch.equal(nets.D_step()["D_penalty"], before)
+
+
+@pytest.mark.parametrize("network", ["D", "G"])
+def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
+    """The conditional terms count the rows that were drawn for seen classes; a batch of y* alone gives 0."""
+    nets = Nets(settings())
+    seen_by_hinge = []
+    name = "hinge_fake" if network == "D" else "hinge_generator"
+    hinge = getattr(losses, name)
+    monkeypatch.setattr(losses, name, lambda d_c, rows: seen_by_hinge.append(rows) or hinge(d_c, rows))
+    drawn = []
+    monkeypatch.setattr("train.draw_latents", lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
+    (nets.D_step if network == "D" else nets.G_step)()
+    assert seen_by_hinge[0].tolist() == [float(y != UNSEEN) for y in drawn[0][1].tolist()]
+    if network == "D":
+        nets.task = dataclasses.replace(nets.task, fake_classes=torch.tensor([UNSEEN]))
+        terms = nets.D_step()
+        assert terms["D_hinge_fake"] == 0 and terms["D_hinge_real"] == 0
+
+
+def test_naive_draws_the_unseen_class_alone_and_the_oracle_masks_nothing():
+    assert make_task(settings(naive=True), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
+    oracle = make_task(settings(oracle=True), CLASSES, "cpu")
+    assert oracle.unseen.tolist() == [] and oracle.fake_classes.tolist() == [0, 1, 2, 3]
+
+
+def test_class_map_and_weights():
+    task = make_task(settings(G_classmap=(3, 0, 1, 2), C_new_coeff=5.0, G_new_coeff=2.0), CLASSES, "cpu")
+    assert task.C_labels.tolist() == [3, 0, 1, 2]
+    assert task.C_weights.tolist() == [1, 5, 1, 1]  # y* = 2 is the classifier's label 1
+    assert task.u_weights.tolist() == [1, 1, 2, 1]
+
+
+def test_training_mode_advances_spectral_norm_once_a_forward():
+    nets = Nets(settings())
+    layer = next(module for module in nets.D.modules() if isinstance(module, SpectralNorm))
+    before = layer.u0.clone()
+    nets.D.eval()
+    layer.normalised_weight()
+    assert torch.equal(layer.u0, before)
+    nets.D.train()
+    for _ in range(100):
+        weight = layer.normalised_weight()
+    assert torch.linalg.matrix_norm(weight.flatten(1), ord=2).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("part", ["color", "translation", "cutout"])
+def test_diff_augment_changes_images_and_passes_gradients_twice(part):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    changed = diff_augment(images, (part,))
+    assert changed.shape == images.shape and not torch.equal(changed, images)
+    (gradient,) = torch.autograd.grad(changed.pow(3).sum(), images, create_graph=True)
+    gradient.square().sum().backward()
+    assert torch.isfinite(images.grad).all() and images.grad.norm() > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_on_cuda_waits_for_nothing_and_agrees_with_the_cpu(precision):
+    config = settings(precision=precision)
+    on_cpu, on_cuda = Nets(config), Nets(config, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = on_cuda.D_step() | on_cuda.G_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(term) for term in terms.values())
+    for network in ("G", "D"):
+        theirs = getattr(on_cuda, network).state_dict()
+        assert theirs.keys() == getattr(on_cpu, network).state_dict().keys()
+        assert all(torch.isfinite(value).all() for value in theirs.values())
