@@ -93,7 +93,7 @@ class Config:
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
-                raise UserError(f"--{field.name} '{value}' is not valid; {nearest(value, choices)}")
+                raise UserError(f"--{field.name} '{value}' is not valid ({nearest(value, choices)}).")
         if self.naive and self.oracle:
             raise UserError("--naive and --oracle exclude each other; choose one.")
         if self.naive and len(self.new_class) != 1:
@@ -116,7 +116,7 @@ class Config:
             raise UserError(f"--prob_clip is {self.prob_clip}; it must be a probability above 0; 1 is off.")
         for part in self.diffaug:
             if part not in ("color", "translation", "cutout"):
-                raise UserError(f"--diffaug '{part}' is unknown; {nearest(part, ('color', 'translation', 'cutout'))}")
+                raise UserError(f"--diffaug '{part}' is unknown ({nearest(part, ('color', 'translation', 'cutout'))}).")
 
     def as_dict(self):
         """Plain values alone, as JSON and torch.load(weights_only=True) take them."""
@@ -139,7 +139,7 @@ def make_config(**settings):
     merged = {**spec.settings, **settings, "dataset": name, "new_class": sorted(unseen)}
     for key in merged:
         if key not in FIELDS:
-            raise UserError(f"setting '{key}' is unknown; {nearest(key, FIELDS)}")
+            raise UserError(f"setting '{key}' is unknown ({nearest(key, FIELDS)}).")
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
     if not unseen and not config.oracle:
         raise UserError("no unseen class was given; name at least one, as in --new_class 7 or --new_class horse.")
@@ -179,5 +179,5 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"'{unknown[0]}' is not a flag of this command; {nearest(unknown[0], flags)}")
+            raise UserError(f"'{unknown[0]}' is not a flag of this command ({nearest(unknown[0], flags)}).")
         return parsed

@@ -163,6 +163,13 @@ def generator_step(G, D, C, optimiser, task, config, batch_size, device):
 # ------------------------------------------------------------------------------------------- one run
 
 
+def make_adam(network, lr, config):
+    """Adam over a network's parameters with a Config's betas and epsilon."""
+    parameters = list(network.parameters())
+    return torch.optim.Adam(parameters, lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
+                            fused=parameters[0].device.type in ("cpu", "cuda"))
+
+
 ADVICE = "The last checkpoint is from before it; try a lower learning rate, or --precision fp32."
 
 
@@ -194,15 +201,10 @@ class Training:
             network.to(device, memory_format=torch.channels_last)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
-        self.G_optim = self.adam(self.G, config.G_lr)
-        self.D_optim = self.adam(self.D, config.D_lr)
+        self.G_optim = make_adam(self.G, config.G_lr, config)
+        self.D_optim = make_adam(self.D, config.D_lr, config)
         self.task = make_task(config, n_classes, device)
         self.step = 0
-
-    def adam(self, network, lr):
-        config = self.config
-        return torch.optim.Adam(network.parameters(), lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
-                                fused=self.device.type in ("cpu", "cuda"))
 
     def advance(self):
         """num_D_steps D steps, one G step, the moving average. Returns detached terms; waits for nothing."""

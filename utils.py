@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 def nearest(name, valid):
-    """A half-sentence that names the valid name closest to `name`, or lists all of them."""
+    """A clause for brackets that names the valid name closest to `name`, or lists all of them."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(str(v) for v in valid)
 
@@ -78,7 +78,7 @@ def find_dataset(name):
         return name, []
     if base in DATASETS and left_out:
         return base, left_out.split("_")
-    raise UserError(f"data set '{name}' is not registered; {nearest(name, DATASETS)} "
+    raise UserError(f"data set '{name}' is not registered ({nearest(name, DATASETS)}). "
                     "A data set is registered by one entry in utils.DATASETS.")
 
 
@@ -90,7 +90,7 @@ def class_label(spec, name):
     if name.isdecimal() and int(name) < len(spec.classes):
         return int(name)
     raise UserError(f"class '{name}' is not in this data set: give a label from 0 to {len(spec.classes) - 1} "
-                    f"or a name; {nearest(name, spec.classes)}")
+                    f"or a name ({nearest(name, spec.classes)}).")
 
 
 # ----------------------------------------------------------------------------- device and seeds

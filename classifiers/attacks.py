@@ -48,19 +48,18 @@ def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_sta
     if norm not in NORMS:
         raise UserError(f"attack norm '{norm}' is unknown; {nearest(norm, NORMS)}")
     if not eps >= 0 or steps < 1:
-        raise UserError(f"an attack of eps {eps} with {steps} steps cannot be run: give eps >= 0 and at least one step.")
+        raise UserError(f"attack with eps {eps} and {steps} steps cannot be run; give eps >= 0 and at least one step.")
     step_size = 2.5 * eps / steps if step_size is None else step_size
     images01 = images01.detach()
     x = images01
     if random_start:
         x = (x + random_delta(x, norm, eps, generator)).clamp(0, 1)
     for _ in range(steps):
-        x = x.requires_grad_()
+        x = x.detach().requires_grad_()
         with torch.enable_grad():
             # a sum: no image's gradient depends on the size of the batch
             loss = F.cross_entropy(model_fn(x).float(), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
-        x = x.detach()
-        delta = project(x + ascend(gradient, norm, step_size) - images01, norm, eps)
+        delta = project(x.detach() + ascend(gradient, norm, step_size) - images01, norm, eps)
         x = (images01 + delta).clamp(0, 1)
     return x

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from classifiers import ARCHITECTURES, build
-from utils import UserError, load_torch, nearest
+from classifiers.architectures import ARCHITECTURES, build
+from utils import UserError, load_torch
 
 # ITU-R BT.601 luma, as in Pillow's convert("L")
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -51,8 +51,7 @@ class FrozenClassifier(nn.Module):
         if given == 1 and self.channels == 3:
             return x.expand(-1, 3, -1, -1)
         if given == 3 and self.channels == 1:
-            weights = torch.tensor(LUMINANCE, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-            return (x * weights).sum(1, keepdim=True)
+            return sum(weight * x[:, i:i + 1] for i, weight in enumerate(LUMINANCE))
         raise UserError(f"images of {given} channels cannot be shown to a classifier of {self.channels}; "
                         "give images of 1 or 3 channels.")
 
@@ -82,20 +81,28 @@ def sizes_of(weights, path):
     return matrices[-1].shape[0], convolutions[0].shape[1]
 
 
+def misfit(weights, wanted):
+    """What keeps the state dict `weights` from being loaded as `wanted`, in words; '' where nothing does."""
+    missing = [name for name in wanted if name not in weights]
+    unexpected = [name for name in weights if name not in wanted]
+    if missing or unexpected:
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        return " and ".join(f"{names[0]} is {kind} (with {len(names) - 1} more)" for kind, names in kinds if names)
+    for name, value in wanted.items():
+        if weights[name].shape != value.shape:
+            return f"{name} is {tuple(weights[name].shape)} and should be {tuple(value.shape)}"
+    return ""
+
+
 def check_weights(weights, model, arch, file_arch, path):
-    """Raise UserError where the weights do not fit the architecture, or are not finite."""
-    wanted = model.state_dict()
-    for problem, names in (("lacks", wanted.keys() - weights.keys()), ("has the unexpected", weights.keys() - wanted)):
-        if names:
-            said = f"; the file itself names '{file_arch}'" if file_arch else ""
-            raise UserError(f"{path} is not a '{arch}': it {problem} {sorted(names)[0]} ({len(names)} such){said}. "
-                            f"Give --C_arch one of: {', '.join(ARCHITECTURES)}.")
+    """Raise UserError where the weights do not fit the architecture `arch`, or are not finite."""
+    problem = misfit(weights, model.state_dict())
+    if problem:
+        named = f"the file names '{file_arch}'" if file_arch else f"known are {', '.join(ARCHITECTURES)}"
+        raise UserError(f"the classifier {path} is not a '{arch}': {problem}; give the right --C_arch ({named}).")
     for name, value in weights.items():
-        if value.shape != wanted[name].shape:
-            raise UserError(f"{path} is not a '{arch}': its {name} is {tuple(value.shape)}, "
-                            f"not {tuple(wanted[name].shape)}.")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{path} holds NaN or infinite weights in {name}; train the classifier again.")
+        if not value.isfinite().all():
+            raise UserError(f"the classifier {path} holds NaN or infinite weights in {name}; train it again.")
 
 
 def load_classifier(path, arch="", num_classes=None, device="cpu"):
@@ -107,29 +114,31 @@ def load_classifier(path, arch="", num_classes=None, device="cpu"):
     Raises UserError for a file that is missing, unreadable, of another architecture, class count or
     channel count, or with weights that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"classifier {path} does not exist; make one: "
-                        f"python -m classifiers.train --dataset NAME --arch smallcnn --robust l2 --out {path}")
+    if not Path(path).is_file():
+        raise UserError(f"classifier '{path}' does not exist; make one: python -m classifiers.train --dataset NAME "
+                        f"--robust l2 --eps 1.5 --out {path or 'runs/classifiers/robust.pt'}")
     file = load_torch(path)
     weights = plain_weights(file, path)
-    file_arch = file.get("arch", "") if "state_dict" in file else ""
+    said = file if "state_dict" in file else {}
+    file_arch = said.get("arch", "")
     if not arch and not file_arch:
         raise UserError(f"{path} does not name its architecture; give --C_arch one of: {', '.join(ARCHITECTURES)}.")
     classes_found, channels = sizes_of(weights, path)
     if channels not in (1, 3):
         raise UserError(f"the classifier {path} takes images of {channels} channels; only 1 and 3 are supported.")
-    if file.get("channels", channels) != channels:
-        raise UserError(f"{path} says {file['channels']} channels but its weights take {channels}; "
-                        "train the classifier again.")
+    if said.get("channels", channels) != channels:
+        raise UserError(f"the classifier {path} says {said['channels']} channels but its weights take {channels}; "
+                        "train it again.")
+    mean, std = said.get("mean", [0.0] * channels), said.get("std", [1.0] * channels)
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        raise UserError(f"the classifier {path} says mean {mean} and std {std}; each must hold {channels} numbers, "
+                        "those of std above 0.")
     if num_classes is not None and classes_found != num_classes:
-        raise UserError(f"the classifier {path} tells {classes_found} classes apart but the data set has {num_classes}; "
-                        "give a classifier that was trained on this data set.")
+        raise UserError(f"the classifier {path} knows {classes_found} classes but the data set has {num_classes}; "
+                        "give one that was trained on this data set.")
     model = build(arch or file_arch, classes_found, channels)
     check_weights(weights, model, arch or file_arch, file_arch, path)
     model.load_state_dict(weights)
-    said = file if "state_dict" in file else {}
     frozen = FrozenClassifier(model, classes_found, channels, said.get("resolution", 0),
-                              said.get("mean", [0.0] * channels), said.get("std", [1.0] * channels),
-                              arch or file_arch, said.get("classes", ()), said.get("card"))
+                              mean, std, arch or file_arch, said.get("classes", ()), said.get("card"))
     return frozen.to(device, memory_format=torch.channels_last)

@@ -8,6 +8,8 @@ import torch
 from datasets.sources import in_chunks
 from utils import UserError
 
+CHANGED = "the image set has changed since it was audited. Start the run again."
+
 
 class AbsenceError(UserError):
     """An image of an unseen class was about to reach the discriminator."""
@@ -36,14 +38,13 @@ class AbsenceGuard:
         for label, name in self.unseen.items():
             count = int((labels == label).sum())
             if count:
-                raise AbsenceError(f"{count} images labelled {label} ({name}), an unseen class, were about to reach the "
-                                   "discriminator; the image set has changed since it was audited. Start the run again.")
+                raise AbsenceError(f"{count} images labelled {label} ({name}), an unseen class, were about to reach "
+                                   f"the discriminator; {CHANGED}")
         if self.left_out:
             for row, digest in enumerate(image_hashes(images)):
                 if digest in self.left_out:
-                    raise AbsenceError(f"the left-out image {self.left_out[digest]} was about to reach the discriminator "
-                                       f"under the label {int(labels[row])}; the image set has changed since it was "
-                                       "audited. Start the run again.")
+                    raise AbsenceError(f"the left-out image {self.left_out[digest]} was about to reach the "
+                                       f"discriminator under the label {int(labels[row])}; {CHANGED}")
 
 
 def leave_out(source, spec, unseen, keep_unseen=False):
@@ -68,7 +69,7 @@ def leave_out(source, spec, unseen, keep_unseen=False):
         images = source.read(chunk)
         for i, image, digest in zip(chunk.tolist(), images.numpy(), image_hashes(images), strict=True):
             if digest in left_out:
-                duplicates.append(f"{source.name(i)} equals {left_out[digest]}")
+                duplicates.append({"image": source.name(i), "equals": left_out[digest]})
             else:
                 kept.append(i)
                 used.update(image)

@@ -56,7 +56,7 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
     spec = next((spec for spec in DATASETS.values() if spec.folder == name), None)
     if spec is None:
         if source is None or resolution is None or channels is None:
-            raise UserError(f"data set '{name}' is not known: {nearest(name, BUILT_IN)} For your own images give "
+            raise UserError(f"data set '{name}' is not known ({nearest(name, BUILT_IN)}); for your own images give "
                             "--source ZIP_OR_DIR --resolution R --channels C.")
         if resolution not in RESOLUTIONS or channels not in MODES:
             raise UserError(f"--resolution {resolution} --channels {channels} cannot be drawn; valid are "
@@ -91,9 +91,14 @@ def write(folder, spec, splits):
     shape = (spec.channels, spec.resolution, spec.resolution)
     try:
         with ExitStack() as stack:
+            paths = {split: stack.enter_context(replacing(folder / f"{split}.h5")) for split in splits}
+            needed = sum(len(part.labels) for part in splits.values()) * math.prod(shape)
+            free = shutil.disk_usage(folder).free
+            if needed > free:
+                # found out half-way, a full disk crashes HDF5 at exit
+                raise OSError(f"it takes {needed / 1e6:.2f} MB, {free / 1e6:.2f} MB are free")
             for split, part in splits.items():
-                path = stack.enter_context(replacing(folder / f"{split}.h5"))
-                with h5py.File(path, "w") as file:
+                with h5py.File(paths[split], "w") as file:
                     file.attrs["classes"] = list(spec.classes)
                     file["labels"] = part.labels.astype(np.int64)
                     images = file.create_dataset("images", (len(part.labels), *shape), np.uint8)
@@ -102,7 +107,8 @@ def write(folder, spec, splits):
                             rows = range(start, min(start + 256, len(images)))
                             images[start:rows.stop] = np.stack([part.read(i) for i in rows])
                             bar.update(len(rows))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # HDF5 reports a full disk as either
         raise UserError(f"{folder} could not be written ({error}); make room or choose another --data_root.") from error
 
 
@@ -114,9 +120,10 @@ def summary(spec, labels, data_root):
         lines.append(f"{name:{width}}" + "".join(f"{(part == label).sum():8d}" for part in labels.values()))
     lines.append(f"written to {Path(data_root) / spec.folder}: {', '.join(f'{split}.h5' for split in labels)}")
     if spec not in DATASETS.values():
+        name = spec.folder
         classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
-        lines.append("To use it, add this entry to DATASETS in utils.py:\n"
-                     f'    "{spec.folder}": DatasetSpec("{spec.folder}", {spec.resolution}, {spec.channels}, ({classes})),')
+        lines.append("To use it, add this entry to DATASETS in utils.py:")
+        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes})),')
     return "\n".join(lines)
 
 
@@ -221,21 +228,21 @@ def read_idx(path):
 
 def from_tree(source, spec, test_share):
     """(spec, {split: Split}) of a zip or a folder; a spec without classes gets the folders' names."""
-    files, folders, read = list_zip(source) if source.is_file() else list_folder(source)
+    files, folders, opened = list_zip(source) if source.is_file() else list_folder(source)
     splits, classes = layout(source, files, folders)
     if not spec.classes:
         spec = DatasetSpec(spec.folder, spec.resolution, spec.channels, tuple(sorted(classes)))
     for name in sorted(classes):
         if name not in spec.classes:
-            raise UserError(f"{source}: '{name}' is not a class of data set {spec.folder}; {nearest(name, spec.classes)} "
-                            "Rename or remove the folder, or correct utils.DATASETS.")
+            raise UserError(f"{source}: '{name}' is not a class of data set {spec.folder} "
+                            f"({nearest(name, spec.classes)}); rename or remove the folder, or correct utils.DATASETS.")
 
     def split(members):
         members = sorted((spec.classes.index(name), file) for name, file in members)
 
         def image(i):
             file = members[i][1]
-            image = load_image(io.BytesIO(read(file)), f"{source}/{file}", spec.channels)
+            image = load_image(opened(file), f"{source}/{file}", spec.channels)
             if spec.folder == "mnist" and image.size == (28, 28):
                 image = ImageOps.expand(image, 2)
             return to_array(image, spec.resolution)
@@ -255,28 +262,27 @@ def is_hidden(path):
 
 
 def list_folder(source):
-    """(image files, folders, read(file) -> bytes) of a folder; paths relative to it, '/' between parts."""
+    """(image files, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
     folders = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_dir()]
-    return (image_files(source), [path for path in folders if not is_hidden(path)],
-            lambda file: (source / file).read_bytes())
+    return image_files(source), [path for path in folders if not is_hidden(path)], lambda file: source / file
 
 
 def list_zip(source):
-    """(image files, folders, read(file) -> bytes) of a zip, read in memory; nothing is unpacked to disk."""
+    """(image files, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"--source {source} is not a zip that can be read ({error}); fetch it again.") from error
     names = [name for name in archive.namelist() if not is_hidden(name)]
 
-    def read(file):
+    def opened(file):
         try:
-            return archive.read(file)
+            return io.BytesIO(archive.read(file))
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{file} in {source} cannot be unpacked ({error}); fetch the zip again.") from error
 
     files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return files, [name.rstrip("/") for name in names if name.endswith("/")], read
+    return files, [name.rstrip("/") for name in names if name.endswith("/")], opened
 
 
 def layout(source, files, folders):
@@ -291,8 +297,8 @@ def layout(source, files, folders):
     around, tops = paths[0][:depth], {p[depth] for p in paths}
     has_splits = bool(tops & known)
     if has_splits and ("train" not in tops or tops - known):
-        raise UserError(f"--source {source} has the folders {', '.join(sorted(tops))}; a tree with splits has train, and "
-                        "test or val, and nothing beside them.")
+        raise UserError(f"--source {source} has the folders {', '.join(sorted(tops))}; a tree with splits has train, "
+                        "and test or val, and nothing beside them.")
     at = depth + has_splits
     splits, classes = {}, set()
     for path, file in zip(paths, files, strict=True):
@@ -303,12 +309,12 @@ def layout(source, files, folders):
         classes.add(path[at])
     for folder in folders:
         path = folder.split("/")
-        if path[:depth] == around and len(path) > at:
+        if path[:depth] == around and len(path) > at and (not has_splits or path[depth] in known):
             classes.add(path[at])
     val = splits.pop("val", None)
     if val and "test" not in splits:
         splits["test"] = val
-    return splits, classes
+    return {split: splits[split] for split in ("train", "test") if split in splits}, classes
 
 
 def hold_out(labels, share):

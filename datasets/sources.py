@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from utils import ROOT, UserError, nearest
@@ -32,8 +32,9 @@ def open_source(spec, data_root, split):
 
     They are read from <data_root>/<spec.folder>/, as <split>.h5 or else as <split>/<class>/<file>; a
     relative data_root that is not found from the working directory is taken from the repository.
-    The result has `labels`, int64 (N,); `len()`; `read(indices)`, uint8 (n, C, H, W) on the CPU, safe
-    to call from several threads; and `name(i)`, what to call image i in a message.
+    The result has `labels`, int64 (N,); `len()`; `image_shape`, (C, H, W); `read(indices)`, uint8
+    (n, C, H, W) on the CPU, safe to call from several threads; and `name(i)`, what to call image i in
+    a message.
     Raises UserError where the split is missing, damaged, or not what `spec` says.
     """
     if spec.channels not in MODES:
@@ -54,18 +55,18 @@ class HDF5Source:
     """A split in one HDF5 file: `images` uint8 (N, C, H, W), `labels` (N,), attribute `classes`."""
 
     def __init__(self, path, spec, command):
-        self.path = path
+        self.path, self.image_shape = path, (spec.channels, spec.resolution, spec.resolution)
         try:
             file = h5py.File(path, "r")
             images, labels = file["images"], file["labels"][:]
             classes = [c.decode() if isinstance(c, bytes) else str(c) for c in file.attrs["classes"]]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or is not a prepared image set ({error}). "
                             f"Make it again with: {command}") from error
-        shape = (spec.channels, spec.resolution, spec.resolution)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
-            raise UserError(f"{path} holds {images.dtype} images of shape {images.shape[1:]}; data set {spec.folder} is "
-                            f"registered as uint8 {shape}. Correct utils.DATASETS, or make the file with: {command}")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
+            raise UserError(f"{path} holds {images.dtype} images of shape {images.shape[1:]}; data set {spec.folder} "
+                            f"is registered as uint8 {self.image_shape}. Correct utils.DATASETS, or make it with: "
+                            f"{command}")
         if classes != list(spec.classes):
             raise UserError(f"{path} has the classes {', '.join(classes)}; data set {spec.folder} is registered with "
                             f"{', '.join(spec.classes)}. Correct utils.DATASETS, or make the file with: {command}")
@@ -73,12 +74,7 @@ class HDF5Source:
             raise UserError(f"{path} does not hold one label from 0 to {len(classes) - 1} for each of its "
                             f"{len(images)} images. Make it again with: {command}")
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.pixels = images
-        offset = images.id.get_offset()
-        if offset is not None and file.userblock_size == 0:
-            # unchunked pixels are mapped: HDF5 itself is slow at gathering scattered rows
-            self.pixels = np.asarray(np.memmap(path, np.uint8, "r", offset, images.shape))
-            file.close()
+        self.images = images
 
     def __len__(self):
         return len(self.labels)
@@ -87,24 +83,21 @@ class HDF5Source:
         return f"{self.path}[{int(i)}]"
 
     def read(self, indices):
-        indices = np.asarray(indices)
-        if isinstance(self.pixels, np.ndarray):
-            return torch.from_numpy(self.pixels[indices])
-        images = np.empty((len(indices), *self.pixels.shape[1:]), np.uint8)
-        for row, i in enumerate(indices):
-            self.pixels.read_direct(images, np.s_[int(i)], np.s_[row])
-        return torch.from_numpy(images)
+        # HDF5 wants each row once, in rising order
+        rows, places = np.unique(np.asarray(indices), return_inverse=True)
+        return torch.from_numpy(self.images[rows][places])
 
 
 class FolderSource:
     """A split as <class>/<file>. The label is the place of the folder's name in spec.classes."""
 
     def __init__(self, folder, spec):
-        self.spec, self.folder = spec, folder
+        self.folder, self.image_shape = folder, (spec.channels, spec.resolution, spec.resolution)
         for entry in sorted(folder.iterdir()):
             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in spec.classes:
-                raise UserError(f"{entry} is not a class of data set {spec.folder}; {nearest(entry.name, spec.classes)} "
-                                "Rename or remove the folder, or correct utils.DATASETS.")
+                raise UserError(f"{entry} is not a class of data set {spec.folder} "
+                                f"({nearest(entry.name, spec.classes)}); rename or remove the folder, or correct "
+                                "utils.DATASETS.")
         self.files, labels = [], []
         for label, name in enumerate(spec.classes):
             files = [f"{name}/{file}" for file in image_files(folder / name)]
@@ -119,11 +112,11 @@ class FolderSource:
         return str(self.folder / self.files[i])
 
     def read(self, indices):
-        shape = (self.spec.channels, self.spec.resolution, self.spec.resolution)
-        images = np.empty((len(indices), *shape), np.uint8)
+        channels, _, resolution = self.image_shape
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
         for row, i in enumerate(indices):
             path = self.folder / self.files[i]
-            images[row] = to_array(load_image(path, path, self.spec.channels), self.spec.resolution)
+            images[row] = to_array(load_image(path, path, channels), resolution)
         return torch.from_numpy(images)
 
 
@@ -144,6 +137,11 @@ def load_image(file, name, channels):
     """
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow would clip 16 bits at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(MODES[channels])
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")
             return image.convert(MODES[channels])
     except Exception as error:  # the decoders raise errors of many kinds
         raise UserError(f"image {name} does not decode ({error}); repair it or remove it from the set.") from error
@@ -155,15 +153,17 @@ def to_array(image, resolution):
     An image of another size is cropped to its central square and resized, antialiased.
     """
     if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def in_chunks(indices, text):
     """Split indices (N,) into runs of bounded length; a progress bar appears if it takes seconds."""
-    progress = tqdm(total=len(indices), desc=text, unit="image", delay=2, leave=False, disable=None)
-    with progress:
+    with tqdm(total=len(indices), desc=text, unit="image", delay=2, leave=False, disable=None) as progress:
         for chunk in indices.split(CHUNK):
             yield chunk
             progress.update(len(chunk))
@@ -171,11 +171,9 @@ def in_chunks(indices, text):
 
 def read_all(source, indices):
     """The images with these indices (int64, (n,)): uint8 (n, C, H, W) on the CPU."""
-    images, done = None, 0
+    images, done = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8), 0
     for chunk in in_chunks(indices, "reading images"):
         part = source.read(chunk)
-        if images is None:
-            images = torch.empty((len(indices), *part.shape[1:]), dtype=torch.uint8)
         images[done:done + len(part)] = part
         done += len(part)
-    return source.read(indices) if images is None else images
+    return images

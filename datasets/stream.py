@@ -1,6 +1,7 @@
 """Batches of real images: from device memory where the set fits, else read ahead by threads."""
 
 import hashlib
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,9 +26,8 @@ def augmented(images, flip, down, right):
     rows = reflected(torch.arange(height, device=device) + down[:, None], height)  # (B, H)
     columns = reflected(torch.arange(width, device=device) + right[:, None], width)  # (B, W)
     columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns)
-    return images[torch.arange(batch, device=device)[:, None, None, None],
-                  torch.arange(channels, device=device)[:, None, None],
-                  rows[:, None, :, None], columns[:, None, None, :]]
+    places = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width)
+    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(images)
 
 
 def reflected(places, size):
@@ -56,8 +56,7 @@ class ImageStream:
                             f"give at most {len(indices)}.")
         self.source, self.indices, self.guard = source, indices, guard
         self.batch_size, self.device, self.augment, self.seed = batch_size, torch.device(device), augment, seed
-        self.image_shape = source.read(indices[:1]).shape[1:]
-        self.resident = len(indices) * self.image_shape.numel() <= max_resident_gb * 2**30
+        self.resident = len(indices) * math.prod(source.image_shape) <= max_resident_gb * 2**30
         self.plans = {}
         self.load_state_dict({"epoch": 0, "position": 0})
         if self.resident:
@@ -101,7 +100,7 @@ class ImageStream:
         if epoch not in self.plans:
             self.plans = {e: plan for e, plan in self.plans.items() if e >= self.epoch}
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-            count, reach = len(self.indices), self.image_shape[-1] // 8
+            count, reach = len(self.indices), self.source.image_shape[-1] // 8
             order = torch.randperm(count, generator=generator)
             flip = torch.randint(2, (1, count), generator=generator) * ("flip" in self.augment)
             shift = torch.randint(-reach, reach + 1, (2, count), generator=generator) * ("crop" in self.augment)
@@ -122,7 +121,7 @@ class ImageStream:
 
     def take(self, images, labels, plan):
         """The batch that `plan` (4, B) takes from these images, augmented."""
-        images, labels = images[plan[0]], labels[plan[0]]
+        images, labels = images.index_select(0, plan[0]), labels.index_select(0, plan[0])
         return images if self.augment == "none" else augmented(images, *plan[1:]), labels
 
     def pinned(self, tensor):

@@ -1,0 +1,1 @@
+"""Measurements of a run's images; a file a family."""
