@@ -58,13 +58,17 @@ class DatasetSpec:
     settings: dict = field(default_factory=dict)
 
 
+# for small grey images and short runs: found on the bundled digits, see results/quickstart.md
+_SMALL = {"G_ch": 12, "D_ch": 12, "num_steps": 250, "num_D_steps": 2, "G_lr": 1e-3, "D_lr": 1e-3, "init": "ortho",
+          "ema_decay": 0.98, "ema_start": 50, "diffaug": ("translation",)}
+
 DATASETS = {
     "C10": DatasetSpec(
         "cifar10", 32, 3,
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         {"augment": "flip"}),
-    "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789")),
-    "digits": DatasetSpec("digits", 16, 1, tuple("0123456789")),
+    "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
+    "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
 }
 
 
@@ -202,7 +206,7 @@ def save_torch(path, value):
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as a RuntimeError
         raise UserError(f"{path} could not be written ({error}); the files saved before it are intact. "
-                        "Make room on the disk, then go on with --resume.") from error
+                        "Make room on the disk and run the command again (train.py: with --resume).") from error
 
 
 def load_torch(path):

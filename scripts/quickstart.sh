@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From an empty machine to images of a digit that was never in the image set:
 #     bash scripts/quickstart.sh [unseen digit, default 7]
-# Needs python3 >= 3.10 and a package index; no GPU, no data. Two CPU cores: about 3 minutes after installing.
+# Needs python3 >= 3.10 and a package index; no GPU, no data. Stopped at any point, it goes on when run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 digit=${1:-7}
@@ -15,4 +15,17 @@ classifiers=runs/quickstart_classifiers
 run=runs/quickstart_$digit
 
 [ -f datasets/digits/train.h5 ] || $python scripts/prepare_data.py digits
-# the probed classifier is robust; the evaluator differs in architecture and seed, and only judges
+[ -f $classifiers/probed.pt ] ||
+    $python -m classifiers.train --dataset digits --arch smallcnn --robust l2 --eps 1.25 --steps 3 --epochs 20 \
+        --out $classifiers/probed.pt
+# the judge: another architecture, another seed, never used in training the GAN
+[ -f $classifiers/evaluator.pt ] ||
+    $python -m classifiers.train --dataset digits --arch resnet8 --epochs 12 --seed 1 --out $classifiers/evaluator.pt
+
+if compgen -G "$run/checkpoints/step_*.pt" > /dev/null; then
+    $python train.py --resume "$run"
+else
+    $python train.py --dataset digits --new_class "$digit" --C_path $classifiers/probed.pt --run "$run"
+fi
+$python evaluate.py --run "$run" --evaluator $classifiers/evaluator.pt
+echo "look at $run/samples.png: a row a class, the unseen one framed in red"

@@ -1,0 +1,358 @@
+"""A run as its user sees it: files, resume, signals, full disks, NaN, and a sentence for each wrong input."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import utils
+from classifiers import build
+from config import Config, make_config
+from layers import SpectralNorm
+from train import Training, train
+from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1",
+         "--device", "cpu", "--ema_start", "2", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data root with 200 noise 'digits' and an untrained classifier: what a run needs, made in a moment."""
+    root = tmp_path_factory.mktemp("world")
+    generator = np.random.default_rng(0)
+    (root / "digits").mkdir()
+    for split in ("train", "test"):
+        with h5py.File(root / "digits" / f"{split}.h5", "w") as file:
+            file["images"] = generator.integers(0, 256, (200, 1, 16, 16), dtype=np.uint8)
+            file["labels"] = np.arange(200) % 10
+            file.attrs["classes"] = list("0123456789")
+    torch.manual_seed(0)
+    save_torch(root / "C.pt", {"arch": "smallcnn", "num_classes": 10, "channels": 1, "resolution": 16, "mean": [0.5],
+                               "std": [0.5], "state_dict": build("smallcnn", 10, 1).state_dict()})
+    return root
+
+
+def command(world, *flags, program="train.py", **options):
+    return subprocess.run([sys.executable, str(ROOT / program), *map(str, flags)], capture_output=True, text=True,
+                          cwd=world, **options)
+
+
+def start(world, run, *flags):
+    return command(world, "--dataset", "digits", "--new_class", 7, "--data_root", world, "--C_path", world / "C.pt",
+                   "--run", run, *SMALL, *flags)
+
+
+def training(world, **changes):
+    """A Training in this process, small."""
+    settings = {flag[2:]: value for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
+    settings = {name: type(getattr(Config, name))(value) for name, value in settings.items()}
+    config = make_config(dataset="digits", new_class=["7"], data_root=str(world), C_path=str(world / "C.pt"),
+                         **{**settings, **changes})
+    return Training(config, DATASETS["digits"], torch.device("cpu"))
+
+
+def flat(value, path=""):
+    """Every leaf of nested dicts and lists by its path."""
+    if isinstance(value, dict):
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, part in enumerate(value) for k, v in flat(part, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same_state(a, b, but=()):
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if not key.startswith(but):
+            assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], key
+
+
+def test_a_run_writes_its_files_and_resumes_bit_exactly(world, tmp_path):
+    """3 + 3 steps with a restart equal 6 steps in every tensor; by the commands that a user types."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = start(world, whole, "--num_steps", 6, "--log_every", 1, "--save_every", 6)
+    assert done.returncode == 0, done.stderr
+    assert "No image of 7 was used: 20 images were left out" in done.stdout
+    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "log.jsonl", "samples.png", "checkpoints"}
+    assert json.loads((whole / "config.json").read_text())["new_class"] == [7]
+    audit = json.loads((whole / "audit.json").read_text())
+    assert audit["images_per_class"]["7"] == 0 and audit["images_used"] == 180
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"D_hinge_fake", "D_hinge_real", "D_wasserstein", "D_penalty", "D_reg", "G_hinge", "G_wasserstein", "G_class",
+            "C_accepts_seen", "C_accepts_unseen", "steps_per_second"} < lines[0].keys()
+
+    assert start(world, parts, "--num_steps", 3, "--log_every", 1).returncode == 0
+    done = command(world, "--resume", parts, "--num_steps", 6)
+    assert done.returncode == 0, done.stderr
+    assert_same_state(load_checkpoint(whole), load_checkpoint(parts), but=("/config/save_every", "/config/log_every"))
+    again = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
+    for line, other in zip(lines, again, strict=True):
+        assert {**line, "steps_per_second": 0} == {**other, "steps_per_second": 0}
+
+
+def test_a_checkpoint_holds_plain_values_and_the_audit(world):
+    run = training(world)
+    run.advance()
+    state = run.state()
+    assert state["audit"]["unseen_classes"] == ["7"] and state["step"] == 1
+    for path, value in flat(state).items():
+        assert type(value) in (int, float, str, bool, torch.Tensor, type(None)), (path, type(value))
+
+
+def test_streamed_data_resumes_exactly_too(world, tmp_path):
+    whole = training(world, max_resident_gb=0.0)
+    assert not whole.stream.resident
+    for _ in range(2):
+        whole.advance()
+    save_torch(tmp_path / "state.pt", whole.state())
+    for _ in range(30):  # past the end of an epoch of 22 batches
+        whole.advance()
+    resumed = training(world, max_resident_gb=0.0)
+    resumed.load_state(load_torch(tmp_path / "state.pt"))
+    for _ in range(30):
+        resumed.advance()
+    assert_same_state(whole.state(), resumed.state())
+
+
+def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
+    run = training(world, ema_start=3, ema_decay=0.9)
+    for _ in range(2):
+        run.advance()
+        assert all(torch.equal(a, b) for a, b in zip(run.G_ema.parameters(), run.G.parameters(), strict=True))
+    before = [p.clone() for p in run.G_ema.parameters()]
+    run.advance()
+    for average, old, new in zip(run.G_ema.parameters(), before, run.G.parameters(), strict=True):
+        assert torch.allclose(average, 0.9 * old + 0.1 * new, atol=1e-7)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_before_leaving(world, tmp_path, signal_number):
+    run = tmp_path / "run"
+    flags = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"), "--run",
+             str(run), *SMALL, "--num_steps", "100000", "--log_every", "1"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").exists() or not (run / "log.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal_number, errors
+    state = load_checkpoint(run)
+    assert state["step"] >= 1 and f"stopped at step {state['step']}" in errors
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(world, tmp_path, capsys):
+    run = training(world, num_steps=3, save_every=1, keep=2)
+    train(run, tmp_path)
+    files = utils.checkpoint_files(tmp_path)
+    assert [file.name for file in files] == ["step_00000003.pt", "step_00000002.pt"]  # the last two are kept
+    files[0].write_bytes(files[0].read_bytes()[:1000])
+    state = load_checkpoint(tmp_path)
+    assert state["step"] == 2
+    assert "step_00000003.pt is truncated" in capsys.readouterr().err
+    files[1].write_bytes(b"")
+    with pytest.raises(UserError, match="step_00000002.pt is truncated"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(world, tmp_path, monkeypatch):
+    run = training(world, num_steps=2, save_every=1)
+    save = torch.save
+
+    def full(value, path):
+        if value["step"] == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device.*intact"):
+        train(run, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_names_its_term_and_step(world, tmp_path):
+    run = training(world, num_steps=9, save_every=1, log_every=1)
+    advance = run.advance
+
+    def poisoned():
+        if run.step == 4:
+            with torch.no_grad():
+                run.D.linear2.bias.fill_(float("nan"))
+        return advance()
+
+    run.advance = poisoned
+    with pytest.raises(UserError, match="D_wasserstein is nan at step 5.*last checkpoint is from before it"):
+        train(run, tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state["step"] == 4
+    assert all(torch.isfinite(value).all() for name in ("G", "D", "G_ema") for value in state[name].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(world, tmp_path):
+    run = training(world, num_steps=2, save_every=1)
+    advance = run.advance
+
+    def poisoned():
+        terms = advance()
+        with torch.no_grad():
+            run.G.shared.weight[0, 0] = float("inf")
+        return terms
+
+    run.advance = poisoned
+    with pytest.raises(UserError, match="shared.weight of G is not finite at step 1"):
+        train(run, tmp_path)
+    assert not utils.checkpoint_files(tmp_path)
+
+
+def test_released_weights_start_a_run(world, tmp_path):
+    first = training(world)
+    for name, network in (("G", first.G), ("D", first.D)):
+        state = network.state_dict()
+        if name == "D":  # BigGAN-PyTorch's D has no unconditional head
+            state = {f"module.{key}": value for key, value in state.items() if not key.startswith("linear2")}
+        torch.save(state, tmp_path / f"{name}.pth")
+    second = training(world, seed=5, init_G=str(tmp_path / "G.pth"), init_D=str(tmp_path / "D.pth"))
+    assert_same_state(first.G.state_dict(), second.G.state_dict())
+    assert_same_state(first.D.state_dict(), second.D.state_dict(), but="/linear2")
+    assert not torch.equal(first.D.linear2.weight, second.D.linear2.weight)
+    with pytest.raises(UserError, match="does not fit Generator: its 'linear.weight' is \\(64, 2\\)"):
+        training(world, G_ch=2, init_G=str(tmp_path / "G.pth"))
+
+
+def test_the_reals_of_the_unseen_class_never_reach_the_step(world):
+    run = training(world)
+    for _ in range(60):  # almost three epochs
+        assert 7 not in run.stream.next_batch()[1]
+    oracle = training(world, oracle=True)
+    assert any(7 in oracle.stream.next_batch()[1] for _ in range(22))
+    assert oracle.audit["statement"].startswith("ORACLE")
+
+
+def test_several_unseen_classes(world):
+    run = training(world, new_class=["2", "7"])
+    assert run.task.unseen.tolist() == [2, 7] and run.audit["unseen_classes"] == ["2", "7"]
+    terms = run.advance()
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+@pytest.mark.parametrize("changes", [
+    {"naive": True}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"diffaug": ("color", "translation", "cutout")},
+    {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
+    {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
+    {"G_classmap": (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)},
+])
+def test_every_option_trains(world, changes):
+    run = training(world, **changes)
+    before = {name: [p.clone() for p in getattr(run, name).parameters()] for name in ("G", "D")}
+    for _ in range(2):
+        terms = run.advance()
+    assert all(torch.isfinite(term) for term in terms.values())
+    for name, old in before.items():
+        changed = [not torch.equal(a, b) for a, b in zip(getattr(run, name).parameters(), old, strict=True)]
+        assert sum(changed) > len(changed) / 2, name
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_of_every_size(resolution, channels):
+    from BigGAN import Discriminator, Generator
+    G = Generator(resolution, channels, 4, ch=1, dim_z=12, shared_dim=4, attention=str(resolution // 2))
+    D = Discriminator(resolution, channels, 4, ch=8, attention=str(resolution // 2))
+    y = torch.tensor([0, 3])
+    images = G(torch.randn(2, G.dim_z), y)
+    assert images.shape == (2, channels, resolution, resolution) and images.abs().max() <= 1
+    assert torch.equal(G(torch.zeros(2, G.dim_z), y), G(torch.zeros(2, G.dim_z), G.shared(y))) or G.training
+    d_c, d_u = D(images, y)
+    assert d_c.shape == d_u.shape == (2,) and D(images)[0] is None
+    assert all(isinstance(m, SpectralNorm) for m in D.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+
+
+def wrong_checkpoint(path, **changes):
+    state = {"arch": "smallcnn", "num_classes": 10, "channels": 1, "resolution": 16, "mean": [0.5], "std": [0.5],
+             "state_dict": build("smallcnn", changes.get("num_classes", 10), 1).state_dict()} | changes
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--dataset", "digit"], "'digit' is not registered .did you mean 'digits'"),
+    (["--batch_sise", "8"], "'--batch_sise' is not a flag of this command .did you mean '--batch_size'"),
+    (["--dataset", "C10"], "python scripts/prepare_data.py cifar10"),
+    (["--new_class", "12"], "class '12' is not in this data set: give a label from 0 to 9"),
+    (["--new_class", "horse"], "class 'horse' is not in this data set"),
+    (["--new_class", *"0123456789"], "every class is unseen"),
+    (["--C_path", "missing.pt"], "classifier missing.pt does not exist; make one: python -m classifiers.train"),
+    (["--C_arch", "resnet18"], "is not a 'resnet18'"),
+    (["--C_arch", "resnet19"], "did you mean 'resnet18'"),
+    (["--batch_size", "181"], "--batch_size 181 is larger than the image set of 180 images"),
+    (["--batch_size", "many"], "invalid int value: 'many'"),
+    (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    (["--device", "gpu"], "device 'gpu' is unknown"),
+    (["--naive", "--oracle"], "exclude each other"),
+    (["--naive", "--new_class", "2", "7"], "--naive draws one unseen class; 2 were given"),
+    (["--G_classmap", "0", "1"], "--G_classmap has 2 labels; digits needs 10"),
+    (["--G_classmap", *"012345678", "40"], "names classifier label 40"),
+    (["--num_steps", "0"], "--num_steps is 0; it must be at least 1"),
+    (["--beta1", "1.0"], "--beta1 is 1.0"),
+    (["--diffaug", "colour"], "did you mean 'color'"),
+    (["--G_attn", "12"], "attention at '12' cannot be"),
+    (["--dim_z", "2"], "dim_z 2 is too small for 3 chunks"),
+    (["--init_G", "missing.pth"], "missing.pth does not exist"),
+    (["--resume", "nowhere"], "cannot change in a resumed run"),
+])
+def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, words, monkeypatch, capsys):
+    import re
+
+    import train as module
+    arguments = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
+                 "--run", str(tmp_path / "run"), *SMALL, *flags]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        utils.run_main(module.main)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+    assert re.search(words, message), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_unseen_class_at_all(world):
+    done = command(world, "--dataset", "digits", "--data_root", world)
+    assert done.returncode == 2 and "no unseen class was given" in done.stderr
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"num_classes": 9}, "9 classes apart but the data set has 10"),
+    ({"state_dict": {}}, "holds no state dict"),
+])
+def test_wrong_classifiers(world, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        training(world, C_path=str(wrong_checkpoint(tmp_path / "wrong.pt", **changes)))
+
+
+def test_a_second_run_does_not_overwrite_the_first(world, tmp_path):
+    assert start(world, tmp_path, "--num_steps", 1).returncode == 0
+    again = start(world, tmp_path, "--num_steps", 1)
+    assert again.returncode == 2 and "already holds a run" in again.stderr
+
+
+def test_resuming_on_other_images_is_refused(world, tmp_path):
+    state = training(world).state()
+    state["audit"] = {**state["audit"], "sha256": "0" * 64}
+    with pytest.raises(UserError, match="not the one this run was started on"):
+        training(world).load_state(state)
