@@ -151,7 +151,7 @@ def load_weights(network, path):
     own = network.state_dict()
     if not any(key.startswith("linear2.") for key in state):
         state |= {key: value for key, value in own.items() if key.startswith("linear2.")}
-    for key in own.keys() | state.keys():
+    for key in dict.fromkeys([*own, *state]):
         if key not in state or key not in own or state[key].shape != own[key].shape:
             shapes = [tuple(weights[key].shape) if key in weights else "absent" for weights in (state, own)]
             raise UserError(f"{path} does not fit {type(network).__name__}: its '{key}' is {shapes[0]}, the network's "

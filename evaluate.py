@@ -44,10 +44,12 @@ def main():
               "first_seed": flags.seed}
     for name, path in (("evaluator", flags.evaluator), ("probed", probed_path)):
         classifier = load_classifier(path, num_classes=n_classes, device=device)
-        result[name] = {"path": str(path), "arch": classifier.arch, **recognition(sampler, classifier, flags.num, flags.seed)}
+        result[name] = {"path": str(path), "arch": classifier.arch,
+                        **recognition(sampler, classifier, flags.num, flags.seed)}
     write_json(flags.run / "result.json", result)
 
-    print(f"{flags.run}, step {sampler.step}, {flags.num} images a class; recognised as the class drawn (95 % interval):")
+    print(f"{flags.run}, step {sampler.step}, {flags.num} images a class, recognised as the class drawn "
+          "(95 % interval):")
     for group in ("unseen", "seen"):
         if group in result["evaluator"]:
             names = f" ({', '.join(result['unseen_classes'])})" if group == "unseen" else ""

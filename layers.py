@@ -146,8 +146,9 @@ class Attention(nn.Module):
 
     def __init__(self, n_channels, SN_eps=1e-8):
         super().__init__()
-        self.theta = SNConv2d(n_channels, n_channels // 8, 1, bias=False, eps=SN_eps)
-        self.phi = SNConv2d(n_channels, n_channels // 8, 1, bias=False, eps=SN_eps)
+        n_keys = max(1, n_channels // 8)
+        self.theta = SNConv2d(n_channels, n_keys, 1, bias=False, eps=SN_eps)
+        self.phi = SNConv2d(n_channels, n_keys, 1, bias=False, eps=SN_eps)
         self.g = SNConv2d(n_channels, n_channels // 2, 1, bias=False, eps=SN_eps)
         self.o = SNConv2d(n_channels // 2, n_channels, 1, bias=False, eps=SN_eps)
         self.gamma = nn.Parameter(torch.tensor(0.0))

@@ -6,6 +6,7 @@ A user adds a data set by adding one entry to `DATASETS` below; nothing else has
 import difflib
 import json
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -219,9 +220,11 @@ def load_torch(path):
         raise UserError(f"{path} does not exist.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is truncated, or is not a plain file of tensors "
-                        f"({type(error).__name__}: {str(error).splitlines()[0]}).") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is not a plain file of tensors; it is not read, since reading anything else could "
+                        "execute what it holds.") from error
+    except Exception as error:  # torch raises many kinds for a file that ends early
+        raise UserError(f"{path} is truncated or no file of torch.save.") from error
 
 
 def checkpoint_files(run):

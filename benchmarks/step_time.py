@@ -124,7 +124,8 @@ def main():
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"32x32, 10 classes, width {flags.width}, batch {flags.batch_size}, {flags.num_D_steps} D steps, "
           f"{flags.precision}, {flags.C_arch}, {where}, torch {torch.__version__}")
-    print(f"  an iteration   {statistics.median(times):9.3f} s   ({min(times):.3f} to {max(times):.3f}, {flags.repeats} timed)")
+    print(f"  an iteration   {statistics.median(times):9.3f} s   ({min(times):.3f} to {max(times):.3f}, "
+          f"{flags.repeats} timed)")
     print(f"  arithmetic     {counter.flops / 1e9:9.1f} GFLOP an iteration")
     print(f"  rate           {rate / 1e9:9.1f} GFLOP/s")
     print(f"  convolution    {conv_rate / 1e9:9.1f} GFLOP/s   ({4 * flags.width} channels, 3x3, 16x16, batch "

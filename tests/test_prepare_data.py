@@ -67,7 +67,7 @@ def test_digits_by_command_from_another_folder(tmp_path):
     smaller = torch.nn.functional.adaptive_avg_pool2d(pixels[:, :, 2:14, 2:14].float(), 8) / 255 * 16
     from sklearn.datasets import load_digits
     nearest = torch.cdist(smaller[:50].flatten(1), torch.from_numpy(load_digits().data).float()).min(1)
-    assert nearest.values.max() < 12  # of a norm of about 55
+    assert nearest.values.max() < 20  # of a norm of about 55
     assert (load_digits().target[nearest.indices] == train.labels[:50].numpy()).all()
 
 

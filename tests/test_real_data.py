@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import h5py
-import pytest
 import torch
 
 from classifiers import build
@@ -61,10 +60,12 @@ def test_twenty_steps_of_the_cifar10_pipeline(shared_file, tmp_path):
     command("scripts/prepare_data.py", "cifar10", "--source", shared_file("data/cifar10.zip"), "--data_root", tmp_path)
     torch.manual_seed(0)
     save_torch(tmp_path / "C.pt", {"arch": "resnet18", "num_classes": 10, "channels": 3, "resolution": 32,
-                                   "mean": [0.5] * 3, "std": [0.5] * 3, "state_dict": build("resnet18", 10, 3).state_dict()})
+                                   "mean": [0.5] * 3, "std": [0.5] * 3,
+                                   "state_dict": build("resnet18", 10, 3).state_dict()})
     run = tmp_path / "run"
-    said = command("train.py", "--dataset", "C10_wo_horse", "--data_root", tmp_path, "--C_path", tmp_path / "C.pt", "--run", run,
-                   "--G_ch", 8, "--D_ch", 8, "--batch_size", 16, "--num_D_steps", 2, "--num_steps", 10, "--device", "cpu")
+    said = command("train.py", "--dataset", "C10_wo_horse", "--data_root", tmp_path, "--C_path", tmp_path / "C.pt",
+                   "--run", run, "--G_ch", 8, "--D_ch", 8, "--batch_size", 16, "--num_D_steps", 2, "--num_steps", 10,
+                   "--device", "cpu")
     assert "No image of horse was used: 5000 images were left out" in said
     command("train.py", "--resume", run, "--num_steps", 20)
     state = load_checkpoint(run)

@@ -23,7 +23,8 @@ class Reference:
         for name, network in (("G", self.G), ("D", self.D)):
             network.load_state_dict(self.below(f"state/{name}/"))
             network.eval()
-        self.z, self.y, self.x, self.y_real, self.eps = (self.arrays[f"in/{k}"] for k in ("z", "y", "x", "y_real", "eps"))
+        inputs = self.below("in/")
+        self.z, self.y, self.x, self.y_real, self.eps = (inputs[k] for k in ("z", "y", "x", "y_real", "eps"))
         self.seen = losses.seen_rows(self.y, self.arrays["in/unseen_class"].view(1))
 
     def below(self, prefix):
@@ -63,7 +64,8 @@ def reference(shared_file):
 
 def test_outputs(reference):
     assert relative_error(reference.G(reference.z, reference.y), reference.arrays["out/G"]) < TOLERANCE
-    for images, labels, name in ((reference.arrays["out/G"], reference.y, "fake"), (reference.x, reference.y_real, "real")):
+    fake = reference.arrays["out/G"]
+    for images, labels, name in ((fake, reference.y, "fake"), (reference.x, reference.y_real, "real")):
         heads = torch.stack(reference.D(images, labels), 1)
         assert relative_error(heads, reference.arrays[f"out/D_{name}"]) < TOLERANCE
 

@@ -90,8 +90,8 @@ def test_standing_statistics_are_those_of_the_generator_s_own_layers():
 
 
 def test_every_mode_writes_its_file(run, monkeypatch, capsys):
-    for flags in (["--mode", "grid", "--columns", 3], ["--mode", "class", "--columns", 2], ["--mode", "z", "--columns", 4],
-                  ["--mode", "y", "--classes", "cat", "2", "--columns", 4]):
+    for flags in (["--mode", "grid", "--columns", 3], ["--mode", "class", "--columns", 2],
+                  ["--mode", "z", "--columns", 4], ["--mode", "y", "--classes", "cat", "2", "--columns", 4]):
         call(monkeypatch, "--checkpoint", run, "--device", "cpu", *flags)
         path = Path(capsys.readouterr().out.strip())
         assert path.parent == run and Image.open(path).size[0] > 64

@@ -57,8 +57,8 @@ def training(world, **changes):
     """A Training in this process, small."""
     settings = {flag[2:]: value for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
     settings = {name: type(getattr(Config, name))(value) for name, value in settings.items()}
-    config = make_config(dataset="digits", new_class=["7"], data_root=str(world), C_path=str(world / "C.pt"),
-                         **{**settings, **changes})
+    settings |= {"new_class": ["7"], "C_path": str(world / "C.pt"), **changes}
+    config = make_config(dataset="digits", data_root=str(world), **settings)
     return Training(config, DATASETS["digits"], torch.device("cpu"))
 
 
@@ -85,14 +85,15 @@ def test_a_run_writes_its_files_and_resumes_bit_exactly(world, tmp_path):
     done = start(world, whole, "--num_steps", 6, "--log_every", 1, "--save_every", 6)
     assert done.returncode == 0, done.stderr
     assert "No image of 7 was used: 20 images were left out" in done.stdout
-    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "log.jsonl", "samples.png", "checkpoints"}
+    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "log.jsonl", "samples.png",
+                                                       "checkpoints"}
     assert json.loads((whole / "config.json").read_text())["new_class"] == [7]
     audit = json.loads((whole / "audit.json").read_text())
     assert audit["images_per_class"]["7"] == 0 and audit["images_used"] == 180
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert {"D_hinge_fake", "D_hinge_real", "D_wasserstein", "D_penalty", "D_reg", "G_hinge", "G_wasserstein", "G_class",
-            "C_accepts_seen", "C_accepts_unseen", "steps_per_second"} < lines[0].keys()
+    assert {"D_hinge_fake", "D_hinge_real", "D_wasserstein", "D_penalty", "D_reg", "G_hinge", "G_wasserstein",
+            "G_class", "C_accepts_seen", "C_accepts_unseen", "steps_per_second"} < lines[0].keys()
 
     assert start(world, parts, "--num_steps", 3, "--log_every", 1).returncode == 0
     done = command(world, "--resume", parts, "--num_steps", 6)
@@ -141,8 +142,8 @@ def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_before_leaving(world, tmp_path, signal_number):
     run = tmp_path / "run"
-    flags = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"), "--run",
-             str(run), *SMALL, "--num_steps", "100000", "--log_every", "1"]
+    flags = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
+             "--run", str(run), *SMALL, "--num_steps", "100000", "--log_every", "1"]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "log.jsonl").exists() or not (run / "log.jsonl").read_text():
@@ -272,12 +273,14 @@ def test_every_option_trains(world, changes):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_networks_of_every_size(resolution, channels):
     from BigGAN import Discriminator, Generator
-    G = Generator(resolution, channels, 4, ch=1, dim_z=12, shared_dim=4, attention=str(resolution // 2))
+    G = Generator(resolution, channels, 4, ch=8, dim_z=12, shared_dim=4, attention=str(resolution // 2))
     D = Discriminator(resolution, channels, 4, ch=8, attention=str(resolution // 2))
     y = torch.tensor([0, 3])
     images = G(torch.randn(2, G.dim_z), y)
     assert images.shape == (2, channels, resolution, resolution) and images.abs().max() <= 1
-    assert torch.equal(G(torch.zeros(2, G.dim_z), y), G(torch.zeros(2, G.dim_z), G.shared(y))) or G.training
+    G.eval()
+    z = torch.zeros(2, G.dim_z)
+    assert torch.equal(G(z, y), G(z, G.shared(y)))
     d_c, d_u = D(images, y)
     assert d_c.shape == d_u.shape == (2,) and D(images)[0] is None
     assert all(isinstance(m, SpectralNorm) for m in D.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
@@ -297,7 +300,7 @@ def wrong_checkpoint(path, **changes):
     (["--new_class", "12"], "class '12' is not in this data set: give a label from 0 to 9"),
     (["--new_class", "horse"], "class 'horse' is not in this data set"),
     (["--new_class", *"0123456789"], "every class is unseen"),
-    (["--C_path", "missing.pt"], "classifier missing.pt does not exist; make one: python -m classifiers.train"),
+    (["--C_path", "missing.pt"], "classifier 'missing.pt' does not exist; make one: python -m classifiers.train"),
     (["--C_arch", "resnet18"], "is not a 'resnet18'"),
     (["--C_arch", "resnet19"], "did you mean 'resnet18'"),
     (["--batch_size", "181"], "--batch_size 181 is larger than the image set of 180 images"),
@@ -337,7 +340,7 @@ def test_no_unseen_class_at_all(world):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"num_classes": 9}, "9 classes apart but the data set has 10"),
+    ({"num_classes": 9}, "knows 9 classes but the data set has 10"),
     ({"state_dict": {}}, "holds no state dict"),
 ])
 def test_wrong_classifiers(world, tmp_path, changes, words):
