@@ -267,6 +267,7 @@ class JsonLines:
 
     def __init__(self, path, step=0):
         self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= step]

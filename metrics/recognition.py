@@ -22,7 +22,7 @@ def confusion(sampler, classifier, labels, num, seed=0):
 def rate(hits, total):
     """A share as {'rate', 'low', 'high', 'of'}: its value, its 95 % Wilson interval and its base."""
     interval = binomtest(int(hits), int(total)).proportion_ci(0.95, method="wilson")
-    return {"rate": int(hits) / int(total), "low": interval.low, "high": interval.high, "of": int(total)}
+    return {"rate": int(hits) / int(total), "low": float(interval.low), "high": float(interval.high), "of": int(total)}
 
 
 def recognition(sampler, classifier, num, seed=0):

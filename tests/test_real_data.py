@@ -36,7 +36,7 @@ def test_mnist_with_a_digit_unseen(shared_file, tmp_path):
     common = {"dataset": "MNIST", "data_root": str(tmp_path), "precision": "bf16", "batch_size": 128}
     probed, card = train_classifier(TrainSettings(**common, arch="smallcnn", robust="l2", eps=1.5, steps=2, epochs=3,
                                                   out=str(tmp_path / "probed.pt")))
-    evaluator, judge = train_classifier(TrainSettings(**common, arch="resnet8", epochs=1, seed=1,
+    evaluator, judge = train_classifier(TrainSettings(**common, arch="resnet8", epochs=2, seed=1,
                                                       out=str(tmp_path / "evaluator.pt")))
     assert judge["clean_accuracy"]["overall"] > 0.93
     config = make_config(dataset="MNIST", new_class=["7"], data_root=str(tmp_path), C_path=str(tmp_path / "probed.pt"),
