@@ -1,0 +1,69 @@
+"""The shell launchers and the benchmark: what they refuse, and the command that they run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def shell(script, *arguments, cwd=ROOT):
+    return subprocess.run(["bash", str(cwd / "scripts" / script), *arguments], capture_output=True, text=True, cwd="/")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose .venv/bin/python only says how it was called."""
+    (tmp_path / "scripts").mkdir()
+    for script in (ROOT / "scripts").glob("*.sh"):
+        (tmp_path / "scripts" / script.name).write_text(script.read_text())
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/usr/bin/env bash\necho \"$@\"\n")
+    python.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+def test_scripts_parse(script):
+    done = subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("digit", ["12", "seven", "-1"])
+def test_the_quickstart_refuses_what_is_no_digit_before_it_installs(checkout, digit):
+    done = shell("quickstart.sh", digit, cwd=checkout)
+    assert done.returncode == 2 and "give one of 0 to 9" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("name, option", [("zerogan", ""), ("naive", "--naive"), ("oracle", "--oracle")])
+def test_cifar_launchers_start_and_resume(checkout, name, option):
+    script = f"launch_cifar_{name}.sh"
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
+    done = shell(script, "horse", cwd=checkout)
+    assert done.returncode == 2 and f"launch_cifar_{name}.sh horse 64" in done.stderr
+    done = shell(script, "horse", "64", "--seed", "3", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[:9] == ["train.py", "--dataset", "C10", "--new_class", "horse", "--batch_size", "64", "--run",
+                         f"runs/C10_{name}_horse"]
+    assert words[-2:] == ["--seed", "3"] and (option in words or not option)
+    run = checkout / f"runs/C10_{name}_horse/checkpoints"
+    run.mkdir(parents=True)
+    (run / "step_00000001.pt").touch()
+    done = shell(script, "horse", "64", cwd=checkout)
+    assert done.stdout.split() == ["train.py", "--resume", f"runs/C10_{name}_horse"]
+
+
+def test_the_benchmark_counts_arithmetic_and_prints_a_share():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/step_time.py"), "--width", "2", "--batch_size", "2",
+                           "--num_D_steps", "1", "--repeats", "1", "--device", "cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = {line.split()[0]: float(re.search(r"[\d.]+", line)[0]) for line in done.stdout.splitlines()[1:]
+              if not line.strip().startswith(("an", "peak"))}
+    assert values["arithmetic"] > 0 and values["rate"] > 0
+    assert values["share"] == pytest.approx(100 * values["rate"] / values["convolution"], abs=1)
