@@ -4,6 +4,7 @@ A user adds a data set by adding one entry to `DATASETS` below; nothing else has
 """
 
 import difflib
+import errno
 import json
 import os
 import pickle
@@ -32,12 +33,20 @@ def nearest(name, valid):
 
 
 def run_main(main):
-    """Run a command's `main()`; a UserError becomes one sentence on stderr and exit code 2."""
+    """Run a command's `main()`; a UserError, or a disk that refuses, becomes one sentence and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sentence = (f"{error.filename or 'a file'} could not be opened or written ({error.strerror}); checkpoints "
+                    "saved before are intact. Make room or choose another folder, then run the command again.")
+    else:
+        return
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------- data sets
