@@ -122,6 +122,14 @@ class Config:
         """Plain values alone, as JSON and torch.load(weights_only=True) take them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
+    @classmethod
+    def from_dict(cls, values):
+        """The Config of plain values, as `as_dict` gives them. Raises UserError for an unknown key."""
+        for key in values:
+            if key not in FIELDS:
+                raise UserError(f"setting '{key}' is unknown ({nearest(key, FIELDS)}).")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 TYPES = get_type_hints(Config)
@@ -137,10 +145,7 @@ def make_config(**settings):
     spec = DATASETS[name]
     unseen = {class_label(spec, c) for c in [*left_out, *settings.get("new_class", ())]}
     merged = {**spec.settings, **settings, "dataset": name, "new_class": sorted(unseen)}
-    for key in merged:
-        if key not in FIELDS:
-            raise UserError(f"setting '{key}' is unknown ({nearest(key, FIELDS)}).")
-    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
+    config = Config.from_dict(merged)
     if not unseen and not config.oracle:
         raise UserError("no unseen class was given; name at least one, as in --new_class 7 or --new_class horse.")
     if len(unseen) == len(spec.classes) and not config.oracle:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from BigGAN import load_weights, make_generator
-from config import FIELDS, Config, Parser, add_flags, make_config
+from config import Config, Parser, add_flags, make_config
 from layers import standing_statistics
 from utils import (
     DATASETS,
@@ -48,8 +48,7 @@ class Sampler:
     """
 
     def __init__(self, state, device, truncation=None, batch_size=100):
-        self.config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()
-                                if k in FIELDS})
+        self.config = Config.from_dict(state["config"])
         self.classes = tuple(state["dataset"]["classes"])
         self.unseen = () if self.config.oracle else self.config.new_class
         self.step = state["step"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import probegan_losses as losses
 from BigGAN import load_weights, make_discriminator, make_generator
 from classifiers import load_classifier
-from config import FIELDS, Config, Parser, add_flags, make_config
+from config import Config, Parser, add_flags, make_config
 from datasets import ImageStream, leave_out, open_source
 from layers import diff_augment
 from sample import Sampler, fake_classes, save_class_grid
@@ -32,6 +32,7 @@ from utils import (
     autocast,
     checkpoint_files,
     choose_device,
+    find_dataset,
     load_checkpoint,
     random_state,
     run_main,
@@ -174,9 +175,16 @@ ADVICE = "The last checkpoint is from before it; try a lower learning rate, or -
 
 
 class Training:
-    """Networks, optimisers, data and classifier of one run; `state()` is all that a checkpoint holds."""
+    """Networks, optimisers, data and classifier of one run; `state()` is all that a checkpoint holds.
 
-    def __init__(self, config, spec, device):
+    With the `state` of a checkpoint the run goes on from there. Raises UserError for a classifier, weights
+    or an image set that do not fit, before anything is written.
+    """
+
+    def __init__(self, config, spec, device, state=None):
+        if not config.C_path:
+            raise UserError("no classifier to probe was given; name its checkpoint with --C_path. "
+                            "One is made by: python -m classifiers.train --help")
         self.config, self.spec, self.device = config, spec, device
         n_classes = len(spec.classes)
         torch.manual_seed(config.seed)
@@ -187,9 +195,9 @@ class Training:
                             f"0..{self.C.num_classes - 1}.")
         networks = spec.resolution, spec.channels, n_classes
         self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
-        if config.init_G:
+        if config.init_G and state is None:
             load_weights(self.G, config.init_G)
-        if config.init_D:
+        if config.init_D and state is None:
             load_weights(self.D, config.init_D)
         if config.D_tilemix_ngrid > 1 and spec.resolution % config.D_tilemix_ngrid:
             raise UserError(f"--D_tilemix_ngrid {config.D_tilemix_ngrid} does not divide {spec.resolution} pixels.")
@@ -205,6 +213,8 @@ class Training:
         self.D_optim = make_adam(self.D, config.D_lr, config)
         self.task = make_task(config, n_classes, device)
         self.step = 0
+        if state is not None:
+            self.load_state(state)
 
     def advance(self):
         """num_D_steps D steps, one G step, the moving average. Returns detached terms; waits for nothing."""
@@ -323,18 +333,15 @@ def main():
                 raise UserError(f"--{name} cannot change in a resumed run; leave it out, or start a new run.")
         state = load_checkpoint(resume)
         run = resume if resume.is_dir() else resume.parent.parent
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()}
-        config = replace(Config(**{k: v for k, v in stored.items() if k in FIELDS}), **flags)
-        spec = replace(DATASETS[config.dataset], classes=tuple(state["dataset"]["classes"]))
-        training = Training(config, spec, choose_device(config.device))
-        training.load_state(state)
+        config = replace(Config.from_dict(state["config"]), **flags)
+        spec = DATASETS[find_dataset(config.dataset)[0]]
     else:
-        config = make_config(**flags)
+        state, config = None, make_config(**flags)
         spec = DATASETS[config.dataset]
         run = run or default_run(config, spec)
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
-        training = Training(config, spec, choose_device(config.device))
+    training = Training(config, spec, choose_device(config.device), state)
     write_json(run / "config.json", config.as_dict())
     write_json(run / "audit.json", training.audit)
     print(training.audit["statement"])

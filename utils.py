@@ -58,7 +58,8 @@ class DatasetSpec:
 
     `classes` fixes the label order (label k is classes[k]), so that an absent or empty class folder
     cannot shift the labels of the others. `settings` override the defaults of config.Config for
-    runs on this data set; flags override both.
+    runs on this data set; flags override both. `mirror` says that a mirrored image keeps its class, so
+    that classifiers are trained on mirrored images too.
     """
 
     folder: str
@@ -66,6 +67,7 @@ class DatasetSpec:
     channels: int
     classes: tuple[str, ...]
     settings: dict = field(default_factory=dict)
+    mirror: bool = False
 
 
 # for small grey images and short runs: found on the bundled digits, see results/quickstart.md
@@ -76,7 +78,7 @@ DATASETS = {
     "C10": DatasetSpec(
         "cifar10", 32, 3,
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        {"augment": "flip"}),
+        mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
 }

@@ -240,7 +240,7 @@ def train_classifier(settings):
     shape = (1, channels, 1, 1)
     mean_on, std_on = (torch.tensor(v, device=device).view(shape) for v in (mean, std))
     fit(model, lambda x: model((x - mean_on) / std_on), images.to(device), labels.to(device), settings,
-        flip="flip" in spec.settings.get("augment", ""))
+        flip=spec.mirror)
 
     frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, mean, std, settings.arch, spec.classes)
     frozen = frozen.to(device)

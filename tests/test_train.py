@@ -121,8 +121,7 @@ def test_streamed_data_resumes_exactly_too(world, tmp_path):
     save_torch(tmp_path / "state.pt", whole.state())
     for _ in range(30):  # past the end of an epoch of 22 batches
         whole.advance()
-    resumed = training(world, max_resident_gb=0.0)
-    resumed.load_state(load_torch(tmp_path / "state.pt"))
+    resumed = Training(whole.config, whole.spec, whole.device, load_torch(tmp_path / "state.pt"))
     for _ in range(30):
         resumed.advance()
     assert_same_state(whole.state(), resumed.state())
@@ -301,6 +300,7 @@ def wrong_checkpoint(path, **changes):
     (["--new_class", "horse"], "class 'horse' is not in this data set"),
     (["--new_class", *"0123456789"], "every class is unseen"),
     (["--C_path", "missing.pt"], "classifier 'missing.pt' does not exist; make one: python -m classifiers.train"),
+    (["--C_path", ""], "no classifier to probe was given; name its checkpoint with --C_path"),
     (["--C_arch", "resnet18"], "is not a 'resnet18'"),
     (["--C_arch", "resnet19"], "did you mean 'resnet18'"),
     (["--batch_size", "181"], "--batch_size 181 is larger than the image set of 180 images"),
@@ -358,4 +358,4 @@ def test_resuming_on_other_images_is_refused(world, tmp_path):
     state = training(world).state()
     state["audit"] = {**state["audit"], "sha256": "0" * 64}
     with pytest.raises(UserError, match="not the one this run was started on"):
-        training(world).load_state(state)
+        Training(Config.from_dict(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
