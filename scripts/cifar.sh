@@ -13,7 +13,8 @@ launch() {
     [ -x .venv/bin/python ] && python=.venv/bin/python
     local run=runs/C10_${name}_$class
     if compgen -G "$run/checkpoints/step_*.pt" > /dev/null; then
-        exec $python train.py --resume "$run"
+        echo "going on with $run, under the settings that it was started with"
+        exec $python train.py --resume "$run" "$@"
     fi
     exec $python train.py --dataset C10 --new_class "$class" --batch_size "$batch_size" --run "$run" \
         --C_path "${C_PATH:-classifiers/weights/cifar10_robust.pt}" $option "$@"
