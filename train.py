@@ -77,11 +77,6 @@ def draw_latents(G, task, batch_size, device):
     return z, y
 
 
-def unconditional_view(images, config):
-    """What D_u sees of the images: tiles mixed across the batch where D_tilemix_ngrid asks for it."""
-    return losses.tile_mix(images, config.D_tilemix_ngrid) if config.D_tilemix_ngrid > 1 else images
-
-
 def discriminator_step(G, D, optimiser, images, y_real, task, config):
     """One D step of eq. (1). images: uint8 (B, C, H, W) of seen classes, y_real: (B,).
 
@@ -94,10 +89,9 @@ def discriminator_step(G, D, optimiser, images, y_real, task, config):
             z, y = draw_latents(G, task, batch_size, device)
             fake = diff_augment(G(z, y), config.diffaug)
             real = diff_augment(real, config.diffaug)
-        both = torch.cat((fake, real))
-        d_c, d_u = D(both, torch.cat((y, y_real)))
+        d_c, d_u = D(torch.cat((fake, real)), torch.cat((y, y_real)))
         if config.D_tilemix_ngrid > 1:
-            fake, real = unconditional_view(fake, config), unconditional_view(real, config)
+            fake, real = (losses.tile_mix(images, config.D_tilemix_ngrid) for images in (fake, real))
             d_u = D(torch.cat((fake, real)))[1]
         e = torch.rand(batch_size, 1, 1, 1, device=device)
         x_hat = losses.interpolate(real, fake, e).requires_grad_()
@@ -138,7 +132,7 @@ def generator_step(G, D, C, optimiser, task, config, batch_size, device):
         shown = diff_augment(fake, config.diffaug)
         d_c, d_u = D(shown, y)
         if config.D_tilemix_ngrid > 1:
-            d_u = D(unconditional_view(shown, config))[1]
+            d_u = D(losses.tile_mix(shown, config.D_tilemix_ngrid))[1]
         logits = C(fake)
     y_C = task.C_labels[y]
     seen = losses.seen_rows(y, task.unseen)
@@ -193,6 +187,10 @@ class Training:
         if config.G_classmap and not 0 <= min(config.G_classmap) <= max(config.G_classmap) < self.C.num_classes:
             raise UserError(f"--G_classmap names classifier label {max(config.G_classmap)}; the classifier has "
                             f"0..{self.C.num_classes - 1}.")
+        if self.C.classes and self.C.classes != tuple(spec.classes) and not config.G_classmap:
+            raise UserError(f"the classifier {config.C_path} was trained on the classes {', '.join(self.C.classes)}, "
+                            f"in this order; data set {config.dataset} has {', '.join(spec.classes)}. Give another "
+                            "classifier, or say with --G_classmap which of its labels stands for each class.")
         networks = spec.resolution, spec.channels, n_classes
         self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
         if config.init_G and state is None:

@@ -342,10 +342,17 @@ def test_no_unseen_class_at_all(world):
 @pytest.mark.parametrize("changes, words", [
     ({"num_classes": 9}, "knows 9 classes but the data set has 10"),
     ({"state_dict": {}}, "holds no state dict"),
+    ({"classes": list("9876543210")}, "was trained on the classes 9, 8, .* data set digits has 0, 1, .*--G_classmap"),
 ])
 def test_wrong_classifiers(world, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         training(world, C_path=str(wrong_checkpoint(tmp_path / "wrong.pt", **changes)))
+
+
+def test_a_class_map_admits_a_classifier_of_another_order(world, tmp_path):
+    path = wrong_checkpoint(tmp_path / "other.pt", classes=list("9876543210"))
+    run = training(world, C_path=str(path), G_classmap=tuple(range(9, -1, -1)))
+    assert run.task.C_labels[7] == 2
 
 
 def test_a_second_run_does_not_overwrite_the_first(world, tmp_path):
