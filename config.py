@@ -18,6 +18,14 @@ def setting(default, text, choices=None):
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
+def check_choices(settings):
+    """Raise UserError where a setting that is one of a few is none of them; a default is always valid."""
+    for field in dataclasses.fields(settings):
+        value, choices = getattr(settings, field.name), field.metadata["choices"]
+        if choices and value != field.default and value not in choices:
+            raise UserError(f"--{field.name} '{value}' is not valid ({nearest(value, choices)}).")
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides what a run computes. Raises UserError for a value that cannot be.
@@ -90,10 +98,7 @@ class Config:
     keep: int = setting(3, "checkpoints kept")
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value not in choices:
-                raise UserError(f"--{field.name} '{value}' is not valid ({nearest(value, choices)}).")
+        check_choices(self)
         if self.naive and self.oracle:
             raise UserError("--naive and --oracle exclude each other; choose one.")
         if self.naive and len(self.new_class) != 1:
@@ -132,7 +137,6 @@ class Config:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-TYPES = get_type_hints(Config)
 
 
 def make_config(**settings):
@@ -156,18 +160,26 @@ def make_config(**settings):
     return config
 
 
-def add_flags(parser, names=tuple(FIELDS)):
-    """Add one flag a setting to an argparse parser; a flag that is not given leaves no attribute."""
-    for name in names:
-        field, kind, choices = FIELDS[name], TYPES[name], FIELDS[name].metadata["choices"]
-        common = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} (default: {field.default})"}
+def add_flags(parser, settings=Config, names=None):
+    """Add one flag a field of the dataclass `settings`, or one for each of `names`, to an argparse parser.
+
+    A flag that is not given leaves no attribute.
+    """
+    kinds = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        name, kind, choices = field.name, kinds[field.name], field.metadata["choices"]
+        if names is not None and name not in names:
+            continue
+        listed = f"; one of {', '.join(choices)}" if choices else ""
+        common = {"default": argparse.SUPPRESS,
+                  "help": f"{field.metadata['help']}{listed} (default: {field.default or 'none'})"}
         if kind is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is tuple:
             element = str if name == "new_class" else get_args(kind)[0]
             parser.add_argument(f"--{name}", nargs="+", type=element, metavar="LABEL", **common)
         else:
-            parser.add_argument(f"--{name}", type=kind, choices=choices, metavar=kind.__name__.upper(), **common)
+            parser.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **common)
 
 
 class Parser(argparse.ArgumentParser):

@@ -228,6 +228,21 @@ def diff_augment(images, parts):
     return images
 
 
+def shift(images, reach, fill, generator=None):
+    """Move each image of (B, C, H, W) by up to `reach` pixels in each direction; what comes in has the value `fill`.
+
+    The moves are drawn on the generator's device, without one on the images'.
+    """
+    b, _, height, width = images.shape
+    drawn_on = images.device if generator is None else generator.device
+    down, right = torch.randint(0, 2 * reach + 1, (2, b, 1), generator=generator, device=drawn_on).to(images.device)
+    rows = down + torch.arange(height, device=images.device)  # (B, H)
+    columns = right + torch.arange(width, device=images.device)  # (B, W)
+    padded = F.pad(images, (reach,) * 4, value=fill).permute(0, 2, 3, 1)  # (B, H + 2 reach, W + 2 reach, C)
+    batch = torch.arange(b, device=images.device)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def _uniform(images):
     return torch.rand(images.shape[0], 1, 1, 1, device=images.device, dtype=images.dtype)
 
@@ -241,14 +256,7 @@ def _color(images):
 
 
 def _translation(images):
-    b, _, height, width = images.shape
-    pad = height // 8
-    shifts = torch.randint(0, 2 * pad + 1, (2, b, 1), device=images.device)
-    rows = shifts[0] + torch.arange(height, device=images.device)  # (B, H)
-    columns = shifts[1] + torch.arange(width, device=images.device)  # (B, W)
-    padded = F.pad(images, (pad, pad, pad, pad), value=-1.0)
-    batch = torch.arange(b, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shift(images, images.shape[2] // 8, fill=-1)
 
 
 def _cutout(images):

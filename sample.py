@@ -162,7 +162,7 @@ def main():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--out", type=Path, help="file to write (default: samples_<mode>.png or .npz in RUN)")
     group = parser.add_argument_group("weights of BigGAN-PyTorch or ProbeGAN, instead of --checkpoint")
-    add_flags(group, NETWORK_FLAGS)
+    add_flags(group, names=NETWORK_FLAGS)
     flags = vars(parser.parse_args())
     network_flags = {name: flags.pop(name) for name in NETWORK_FLAGS if name in flags}
     checkpoint, mode, columns, seed = flags["checkpoint"], flags["mode"], flags["columns"], flags["seed"]

@@ -13,7 +13,6 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from torch.nn import functional as F
@@ -22,9 +21,10 @@ from tqdm import tqdm
 from classifiers.architectures import ARCHITECTURES, build
 from classifiers.attacks import NORMS, pgd
 from classifiers.frozen import FrozenClassifier
-from config import Parser, setting
+from config import Parser, add_flags, check_choices, setting
 from datasets import load_split
-from utils import DATASETS, UserError, autocast, choose_device, nearest, run_main, save_torch, write_json
+from layers import shift
+from utils import DATASETS, UserError, autocast, choose_device, run_main, save_torch, write_json
 
 WARM_UP = 0.2  # share of training in which the learning rate rises
 TEST_STEPS = 20  # PGD steps of the reported accuracy
@@ -53,10 +53,7 @@ class TrainSettings:
     precision: str = setting("fp32", "arithmetic of the forward passes", ("fp32", "bf16"))
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value != field.default and value not in choices:
-                raise UserError(f"--{field.name} '{value}' is not valid; {nearest(value, choices)}")
+        check_choices(self)
         if not self.out or Path(self.out).is_dir():
             raise UserError(f"--out '{self.out}' is not a file name; give one, as in --out runs/classifiers/robust.pt.")
         if bool(self.robust) != (self.eps > 0):
@@ -100,20 +97,9 @@ def channel_statistics(images):
     return [p.mean().item() for p in pixels], [max(p.std().item(), 1 / 255) for p in pixels]
 
 
-def shift(images, pixels, generator):
-    """Move each image of (B, C, H, W) by up to `pixels` in each direction; what comes in is zero."""
-    batch, _, height, width = images.shape
-    padded = F.pad(images, (pixels,) * 4)
-    down, right = torch.randint(0, 2 * pixels + 1, (2, batch, 1), generator=generator).to(images.device)
-    rows = (torch.arange(height, device=images.device) + down)[:, :, None]  # (B, H, 1)
-    columns = (torch.arange(width, device=images.device) + right)[:, None, :]  # (B, 1, W)
-    index = torch.arange(batch, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
-
-
 def augmented(images, flip, generator):
     """uint8 (B, C, H, W) -> float in [0, 1]: shifted by up to a sixteenth of the height, mirrored at random."""
-    images = shift(images, images.shape[2] // 16, generator)
+    images = shift(images, images.shape[2] // 16, fill=0, generator=generator)
     if flip:
         mirror = torch.rand(len(images), generator=generator).to(images.device) < 0.5
         images = torch.where(mirror[:, None, None, None], images.flip(3), images)
@@ -260,12 +246,7 @@ def train_classifier(settings):
 
 def main():
     parser = Parser(prog="python -m classifiers.train", description=__doc__)
-    kinds = get_type_hints(TrainSettings)
-    for field in dataclasses.fields(TrainSettings):
-        choices = f"; one of: {', '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
-        parser.add_argument(f"--{field.name}", type=kinds[field.name], default=field.default,
-                            metavar=field.name.upper(),
-                            help=f"{field.metadata['help']}{choices} (default: {field.default or 'none'})")
+    add_flags(parser, TrainSettings)
     settings = TrainSettings(**vars(parser.parse_args()))
     _, card = train_classifier(settings)
     print(report(card))

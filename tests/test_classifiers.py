@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from classifiers import ARCHITECTURES, FrozenClassifier, build, load_classifier, register
-from classifiers.train import TrainSettings, augmented, channel_statistics, main, shift, train_classifier
+from classifiers.train import TrainSettings, augmented, channel_statistics, main, train_classifier
 from datasets.prepare import prepare
+from layers import shift
 from utils import UserError, load_torch, save_torch
 
 # -------------------------------------------------------------------------------- architectures
@@ -199,7 +200,7 @@ def digits_root(tmp_path_factory):
 def test_shift_moves_whole_images():
     image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5)
     seen = set()
-    for moved in shift(image.expand(200, -1, -1, -1), 1, torch.Generator().manual_seed(0)):
+    for moved in shift(image.expand(200, -1, -1, -1), 1, fill=0, generator=torch.Generator().manual_seed(0)):
         row, column = divmod(int((moved[0] == 13).nonzero()[0] @ torch.tensor([5, 1])), 5)
         expected = torch.zeros(7, 7, dtype=torch.uint8)
         expected[row - 1:row + 4, column - 1:column + 4] = image[0, 0]

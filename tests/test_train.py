@@ -305,7 +305,7 @@ def wrong_checkpoint(path, **changes):
     (["--C_arch", "resnet19"], "did you mean 'resnet18'"),
     (["--batch_size", "181"], "--batch_size 181 is larger than the image set of 180 images"),
     (["--batch_size", "many"], "invalid int value: 'many'"),
-    (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    (["--precision", "fp16"], "--precision 'fp16' is not valid .did you mean"),
     (["--device", "gpu"], "device 'gpu' is unknown"),
     (["--naive", "--oracle"], "exclude each other"),
     (["--naive", "--new_class", "2", "7"], "--naive draws one unseen class; 2 were given"),
