@@ -54,8 +54,10 @@ class Sampler:
         self.step = state["step"]
         self.device, self.truncation, self.batch_size = device, truncation, batch_size
         self.drawn = fake_classes(self.config, len(self.classes))
-        self.G = make_generator(self.config, state["dataset"]["resolution"], state["dataset"]["channels"],
-                                len(self.classes))
+        # the weights that are drawn here and replaced at once must not move a training's random stream
+        with torch.random.fork_rng(devices=[]):
+            self.G = make_generator(self.config, state["dataset"]["resolution"], state["dataset"]["channels"],
+                                    len(self.classes))
         self.G.load_state_dict(state["G_ema"])
         self.G.to(device).requires_grad_(False)
         standing_statistics(self.G, self._standing_batch)

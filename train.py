@@ -291,10 +291,12 @@ def train(training, run):
             last = training.step == config.num_steps
             if training.step % config.log_every == 0:
                 flush()
+            # the grid first: a run whose last checkpoint stands has its last grid
+            if training.step % config.sample_every == 0 or last:
+                flush()
+                save_class_grid(run / "samples.png", Sampler(training.state(), training.device))
             if training.step % config.save_every == 0 or last:
                 save()
-            if training.step % config.sample_every == 0 or last:
-                save_class_grid(run / "samples.png", Sampler(training.state(), training.device))
             if stopped() and not last:
                 save()
                 bar.close()
@@ -329,6 +331,9 @@ def main():
         for name in flags:
             if name not in RESUME_FLAGS:
                 raise UserError(f"--{name} cannot change in a resumed run; leave it out, or start a new run.")
+        if run:
+            raise UserError(f"--run {run} was given with --resume {resume}; a resumed run stays in its folder: "
+                            "leave --run out.")
         state = load_checkpoint(resume)
         run = resume if resume.is_dir() else resume.parent.parent
         config = replace(Config.from_dict(state["config"]), **flags)

@@ -171,9 +171,7 @@ class EMA:
 
     def __init__(self, source, target, decay, start):
         self.decay, self.start = decay, start
-        pairs = [(t, s) for t, s in zip(target.state_dict().values(), source.state_dict().values(), strict=True)]
-        self.target = [t for t, _ in pairs]
-        self.source = [s for _, s in pairs]
+        self.target, self.source = (list(network.state_dict().values()) for network in (target, source))
 
     @torch.no_grad()
     def update(self, step):

@@ -23,7 +23,7 @@ def build(arch, num_classes, channels):
     H and W are at least 16. Raises UserError for a name that is not registered.
     """
     if arch not in ARCHITECTURES:
-        raise UserError(f"classifier architecture '{arch}' is unknown; {nearest(arch, ARCHITECTURES)}")
+        raise UserError(f"classifier architecture '{arch}' is unknown ({nearest(arch, ARCHITECTURES)}).")
     return ARCHITECTURES[arch](num_classes, channels)
 
 

@@ -46,7 +46,7 @@ def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_sta
     Raises UserError for an unknown norm, a negative eps or fewer than one step.
     """
     if norm not in NORMS:
-        raise UserError(f"attack norm '{norm}' is unknown; {nearest(norm, NORMS)}")
+        raise UserError(f"attack norm '{norm}' is unknown ({nearest(norm, NORMS)}).")
     if not eps >= 0 or steps < 1:
         raise UserError(f"attack with eps {eps} and {steps} steps cannot be run; give eps >= 0 and at least one step.")
     step_size = 2.5 * eps / steps if step_size is None else step_size

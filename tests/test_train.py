@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import utils
 from classifiers import build
 from config import Config, make_config
 from layers import SpectralNorm
-from train import Training, train
+from train import Training, main, train
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,20 @@ def test_streamed_data_resumes_exactly_too(world, tmp_path):
     for _ in range(30):
         resumed.advance()
     assert_same_state(whole.state(), resumed.state())
+
+
+def test_drawing_grids_changes_nothing_in_the_run(world, tmp_path):
+    """Grids leave training's random stream alone, so that a resume from the same step is exact too."""
+    states = []
+    for sample_every in (1, 100):
+        run = training(world, num_steps=4, sample_every=sample_every, save_every=2)
+        train(run, tmp_path / str(sample_every))
+        states.append(run.state())
+    assert_same_state(*states, but="/config/sample_every")
+    resumed = Training(Config.from_dict(states[0]["config"]), DATASETS["digits"], torch.device("cpu"),
+                       load_torch(tmp_path / "1/checkpoints/step_00000002.pt"))
+    train(resumed, tmp_path / "resumed")
+    assert_same_state(states[0], resumed.state())
 
 
 def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
@@ -320,18 +335,20 @@ def wrong_checkpoint(path, **changes):
     (["--resume", "nowhere"], "cannot change in a resumed run"),
 ])
 def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, words, monkeypatch, capsys):
-    import re
-
-    import train as module
     arguments = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
                  "--run", str(tmp_path / "run"), *SMALL, *flags]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        utils.run_main(module.main)
+        utils.run_main(main)
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
     assert re.search(words, message), message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_stays_in_its_folder(world, tmp_path):
+    done = command(world, "--resume", tmp_path / "a", "--run", tmp_path / "b")
+    assert done.returncode == 2 and "a resumed run stays in its folder" in done.stderr
 
 
 def test_no_unseen_class_at_all(world):
