@@ -171,7 +171,9 @@ class EMA:
 
     def __init__(self, source, target, decay, start):
         self.decay, self.start = decay, start
-        self.target, self.source = (list(network.state_dict().values()) for network in (target, source))
+        # the counts of batches that some norms keep have no average
+        self.target, self.source = ([value for value in network.state_dict().values() if value.is_floating_point()]
+                                    for network in (target, source))
 
     @torch.no_grad()
     def update(self, step):

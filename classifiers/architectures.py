@@ -1,7 +1,9 @@
 """The registry of classifier architectures; to add one, write its file and register it below."""
 
 from classifiers.resnet import resnet8, resnet18, resnet50
+from classifiers.resnet9 import ResNet9
 from classifiers.smallcnn import SmallCNN
+from classifiers.vgg7 import VGG7
 from utils import UserError, nearest
 
 ARCHITECTURES = {}
@@ -29,5 +31,7 @@ def build(arch, num_classes, channels):
 
 register("smallcnn", SmallCNN)
 register("resnet8", resnet8)
+register("resnet9", ResNet9)
 register("resnet18", resnet18)
 register("resnet50", resnet50)
+register("vgg7", VGG7)

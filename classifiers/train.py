@@ -6,10 +6,13 @@ Adversarial training follows Madry et al. (2018): each batch is replaced by its 
 eval mode. SGD with Nesterov momentum; one cycle of the learning rate, as in Smith & Topin (2018).
 """
 
+import copy
 import dataclasses
 import hashlib
 import math
 import shlex
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +23,28 @@ from tqdm import tqdm
 
 from classifiers.architectures import ARCHITECTURES, build
 from classifiers.attacks import NORMS, pgd
+from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
 from config import Parser, add_flags, check_choices, setting
 from datasets import load_split
 from layers import shift
-from utils import DATASETS, UserError, autocast, choose_device, run_main, save_torch, write_json
+from utils import (
+    DATASETS,
+    EMA,
+    UserError,
+    autocast,
+    choose_device,
+    load_torch,
+    run_main,
+    save_torch,
+    stop_on_signal,
+    write_json,
+)
 
 WARM_UP = 0.2  # share of training in which the learning rate rises
 TEST_STEPS = 20  # PGD steps of the reported accuracy
-TEST_IMAGES = 1000  # test images attacked: a standard error of 1.6 points at most
 TEST_BATCH = 256
+MAY_CHANGE = ("device", "data_root", "num_attacked")  # settings that a resumed training may be given anew
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class TrainSettings:
     lr: float = setting(0.1, "peak of the one-cycle learning rate")
     weight_decay: float = setting(5e-4, "L2 penalty on the weights")
     label_smoothing: float = setting(0.0, "probability spread over the wrong classes in the target")
+    ema_decay: float = setting(0.0, "decay a step of the moving average of the weights that is written; 0 is off")
+    num_attacked: int = setting(1000, "test images attacked for the card; 1000 give a standard error of 1.6 points")
     seed: int = setting(0, "seed of the initial weights and of all draws")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -59,13 +76,14 @@ class TrainSettings:
         if bool(self.robust) != (self.eps > 0):
             raise UserError(f"--robust '{self.robust}' with --eps {self.eps} is no adversary: give both, as in "
                             "--robust l2 --eps 1.5, or neither for a regular classifier.")
-        for name in ("steps", "epochs", "batch_size"):
+        for name in ("steps", "epochs", "batch_size", "num_attacked"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.lr > 0 or not self.weight_decay >= 0 or not 0 <= self.label_smoothing < 1:
+        if not self.lr > 0 or not self.weight_decay >= 0 or not 0 <= self.label_smoothing < 1 or \
+                not 0 <= self.ema_decay < 1:
             raise UserError(f"--lr {self.lr}, --weight_decay {self.weight_decay}, --label_smoothing "
-                            f"{self.label_smoothing}: lr must be positive, weight_decay not negative, "
-                            "label_smoothing in [0, 1).")
+                            f"{self.label_smoothing}, --ema_decay {self.ema_decay}: lr must be positive, weight_decay "
+                            "not negative, label_smoothing and ema_decay in [0, 1).")
 
     @property
     def attack(self):
@@ -116,41 +134,108 @@ def one_cycle(progress):
     return (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def fit(model, normalised, images, labels, settings, flip):
-    """Train `model` in place. normalised: images in [0, 1] -> logits of the model; images uint8, on the device."""
-    count, device = len(images), images.device
-    draws = torch.Generator().manual_seed(settings.seed)
-    attack_draws = torch.Generator(device).manual_seed(settings.seed)
-    steps_per_epoch = count // settings.batch_size
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, momentum=0.9, nesterov=True,
-                                weight_decay=settings.weight_decay)
-    total = settings.epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle((step + 1) / total))
-    with tqdm(total=total, desc=f"{settings.dataset} {settings.arch}", unit="step",
-              disable=None) as bar:
-        for epoch in range(settings.epochs):
-            order = torch.randperm(count, generator=draws).to(device)
-            for i in range(steps_per_epoch):
-                rows = order[i * settings.batch_size:(i + 1) * settings.batch_size]
-                x, y = augmented(images[rows], flip, draws), labels[rows]
-                with autocast(device, settings.precision):
-                    if settings.robust:
-                        model.eval()
-                        x = pgd(normalised, x, y, settings.robust, settings.eps, settings.steps, generator=attack_draws)
-                    model.train()
-                    logits = normalised(x).float()
-                loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                if i % 20 == 0:
-                    accuracy = (logits.argmax(1) == y).float().mean().item()
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", acc=f"{accuracy:.3f}")
-            if not loss.isfinite():
-                raise UserError(f"the loss became {loss.item()} in epoch {epoch + 1} and nothing was written; "
+class Fit:
+    """One training in progress; `state()` is all that going on with it needs.
+
+    frozen: the network to train, wrapped with its mean and standard deviation; images uint8 (N, C, H, W) and
+    labels (N,), both on the device.
+    """
+
+    def __init__(self, frozen, images, labels, settings, flip):
+        self.frozen, self.images, self.labels, self.settings, self.flip = frozen, images, labels, settings, flip
+        self.data_sha256 = fingerprint(images.cpu(), labels.cpu())
+        self.model = frozen.model.requires_grad_()
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        self.steps_per_epoch = len(images) // settings.batch_size
+        self.total = settings.epochs * self.steps_per_epoch
+        self.average = EMA(self.model, self.averaged, settings.ema_decay, start=self.steps_per_epoch)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), settings.lr, momentum=0.9, nesterov=True,
+                                         weight_decay=settings.weight_decay)
+        self.draws = torch.Generator().manual_seed(settings.seed)
+        self.attack_draws = torch.Generator(images.device).manual_seed(settings.seed)
+        self.step, self.order, self.seconds = 0, None, 0.0
+
+    def advance(self):
+        """One step of SGD on the next batch. Returns (loss, share classified rightly), detached."""
+        settings, device = self.settings, self.images.device
+        place = self.step % self.steps_per_epoch
+        if place == 0:
+            self.order = torch.randperm(len(self.images), generator=self.draws)
+        rows = self.order[place * settings.batch_size:(place + 1) * settings.batch_size].to(device)
+        x, y = augmented(self.images[rows], self.flip, self.draws), self.labels[rows]
+        with autocast(device, settings.precision):
+            if settings.robust:
+                self.model.eval()
+                x = pgd(self.frozen.logits01, x, y, settings.robust, settings.eps, settings.steps,
+                        generator=self.attack_draws)
+            self.model.train()
+            logits = self.frozen.logits01(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * one_cycle((self.step + 1) / self.total)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.step)
+        return loss.detach(), (logits.detach().argmax(1) == y).float().mean()
+
+    def state(self):
+        return {"settings": dataclasses.asdict(self.settings), "data_sha256": self.data_sha256, "step": self.step,
+                "order": self.order, "seconds": self.seconds, "model": self.model.state_dict(),
+                "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "draws": self.draws.get_state(), "attack_draws": self.attack_draws.get_state()}
+
+    def load_state(self, state):
+        self.step, self.order, self.seconds = state["step"], state["order"], state["seconds"]
+        for name in ("model", "averaged", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.draws.set_state(state["draws"].cpu())
+        self.attack_draws.set_state(state["attack_draws"].cpu())
+
+
+def load_progress(path, training):
+    """Let a Fit go on from the state that a stopped training left at `path`, where there is one."""
+    if not path.is_file():
+        return
+    state = load_torch(path)
+    mine = dataclasses.asdict(training.settings)
+    changed = [name for name in mine if state["settings"].get(name) != mine[name] and name not in MAY_CHANGE]
+    if changed:
+        raise UserError(f"{path} holds an unfinished training with --{changed[0]} {state['settings'].get(changed[0])}, "
+                        f"now {mine[changed[0]]}; give its settings to go on, delete it, or give another --out.")
+    if state["data_sha256"] != training.data_sha256:
+        raise UserError(f"{path} holds an unfinished training on other images (SHA-256 {state['data_sha256'][:12]}, "
+                        f"now {training.data_sha256[:12]}); restore them, delete it, or give another --out.")
+    training.load_state(state)
+    print(f"going on with {path} at step {training.step} of {training.total}")
+
+
+def fit(training):
+    """Take a Fit to its end. After each epoch and on SIGTERM or Ctrl-C its state is written beside `out`."""
+    settings = training.settings
+    progress = Path(f"{settings.out}.progress")
+    load_progress(progress, training)
+    before, began = training.seconds, time.monotonic()
+    with stop_on_signal() as stopped, tqdm(total=training.total, initial=training.step, unit="step", disable=None,
+                                           desc=f"{settings.dataset} {settings.arch}") as bar:
+        while training.step < training.total:
+            loss, accuracy = training.advance()
+            bar.update()
+            training.seconds = before + time.monotonic() - began
+            epoch_ended = training.step % training.steps_per_epoch == 0
+            if training.step % 20 == 0:
+                bar.set_postfix(epoch=training.step // training.steps_per_epoch + 1, loss=f"{loss.item():.3f}",
+                                acc=f"{accuracy.item():.3f}")
+            if (epoch_ended or stopped()) and not loss.isfinite():
+                raise UserError(f"the loss became {loss.item()} by step {training.step} and no classifier was written; "
                                 f"lower --lr (it is {settings.lr}).")
+            if epoch_ended or stopped():
+                save_torch(progress, training.state())
+            if stopped():
+                bar.close()
+                print(f"stopped at step {training.step} of {training.total}; the same command goes on", file=sys.stderr)
+                sys.exit(128 + stopped())
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -175,18 +260,27 @@ def hits_of(frozen, images, labels, attack=None):
     return torch.cat(hits)
 
 
-def measure(frozen, images, labels, classes, norm, eps):
-    """Clean accuracy on all test images and accuracy under PGD on at most TEST_IMAGES of them, for the card."""
-    device = frozen.mean.device
+def commit():
+    """The commit of this code, with '-dirty' after it where tracked files differ from it; '' outside of git."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
+                              capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def measure(frozen, images, labels, classes, settings):
+    """Clean accuracy on all test images and accuracy under PGD on some of them, for the card."""
+    device, (norm, eps) = frozen.mean.device, settings.attack
     # a test file may be sorted by class
-    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:TEST_IMAGES]
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:settings.num_attacked]
     start = torch.Generator(device).manual_seed(0)
     attacked = hits_of(frozen, images[rows], labels[rows],
                        lambda x, y: pgd(frozen.logits01, x, y, norm, eps, TEST_STEPS, generator=start))
-    settings = {"norm": norm, "eps": eps, "steps": TEST_STEPS, "step_size": 2.5 * eps / TEST_STEPS,
-                "random_start": True, "images": len(rows)}
+    attack = {"norm": norm, "eps": eps, "steps": TEST_STEPS, "step_size": 2.5 * eps / TEST_STEPS,
+              "random_start": True, "images": len(rows)}
     return {"clean_accuracy": accuracies(hits_of(frozen, images, labels), labels, classes),
-            "pgd_accuracy": accuracies(attacked, labels[rows], classes), "attack": settings}
+            "pgd_accuracy": accuracies(attacked, labels[rows], classes), "attack": attack}
 
 
 def report(card):
@@ -208,8 +302,7 @@ def train_classifier(settings):
     Returns (FrozenClassifier on the device, card). The same settings on the same machine give the same
     weights. Raises UserError for missing data, a batch larger than the set, or a loss that is not finite.
     """
-    began = time.monotonic()
-    device = choose_device(settings.device)
+    device, code = choose_device(settings.device), commit()
     images, labels = load_split(settings.dataset, settings.data_root, "train")
     test_images, test_labels = load_split(settings.dataset, settings.data_root, "test")
     spec = DATASETS[settings.dataset]
@@ -217,30 +310,29 @@ def train_classifier(settings):
         raise UserError(f"--batch_size {settings.batch_size} is larger than the {len(images)} training images of "
                         f"{settings.dataset}; give at most {len(images)}.")
     channels, resolution = images.shape[1:3]
-    mean, std = channel_statistics(images)
     # the caller's random state is not this function's to move
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build(settings.arch, len(spec.classes), channels)
-    model = model.to(device, memory_format=torch.channels_last)
-    shape = (1, channels, 1, 1)
-    mean_on, std_on = (torch.tensor(v, device=device).view(shape) for v in (mean, std))
-    fit(model, lambda x: model((x - mean_on) / std_on), images.to(device), labels.to(device), settings,
-        flip=spec.mirror)
+    frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, *channel_statistics(images),
+                              settings.arch, spec.classes)
+    frozen.to(device, memory_format=torch.channels_last)
+    training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror)
+    fit(training)
 
-    frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, mean, std, settings.arch, spec.classes)
-    frozen = frozen.to(device)
-    card = {"command": settings.command, **dataclasses.asdict(settings), "train_images": len(images),
-            "data_sha256": fingerprint(images, labels), "test_images": len(test_images),
+    frozen.model = training.averaged
+    round_to_file(frozen, settings.out)
+    card = {"command": settings.command, "commit": code, **dataclasses.asdict(settings),
+            "parameters": sum(value.numel() for value in model.parameters()), "train_images": len(images),
+            "data_sha256": training.data_sha256, "test_images": len(test_images),
             "test_sha256": fingerprint(test_images, test_labels),
-            **measure(frozen, test_images, test_labels, spec.classes, *settings.attack),
-            "seconds": round(time.monotonic() - began, 1), "torch": str(torch.__version__)}
+            **measure(frozen, test_images, test_labels, spec.classes, settings),
+            "seconds": round(training.seconds, 1), "torch": str(torch.__version__)}
     frozen.card = card
-    save_torch(settings.out, {"arch": settings.arch, "num_classes": len(spec.classes), "channels": channels,
-                              "resolution": resolution, "mean": mean, "std": std, "classes": list(spec.classes),
-                              "state_dict": {k: v.cpu().contiguous() for k, v in model.state_dict().items()},
-                              "card": card})
+    frozen.requires_grad_(False).eval()
+    save_classifier(settings.out, frozen)
     write_json(f"{settings.out}.json", card)
+    Path(f"{settings.out}.progress").unlink(missing_ok=True)
     return frozen, card
 
 
