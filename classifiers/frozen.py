@@ -43,6 +43,24 @@ class FrozenClassifier(nn.Module):
         x = self.resized(self.with_own_channels(images01))
         return self.model((x - self.mean) / self.std).float()
 
+    def features_and_logits(self, images):
+        """Images in [-1, 1] (B, 1 or 3, H, W) -> (features (B, F), logits (B, num_classes)), both float32.
+
+        The features are what the model's last linear layer is given, flattened; the logits where there is no
+        such layer (a compiled file).
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            logits = self(images)
+            return logits, logits
+        seen = []
+        handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            logits = self(images)
+        finally:
+            handle.remove()
+        return seen[-1].float().flatten(1), logits
+
     def with_own_channels(self, x):
         """(B, 1 or 3, H, W) -> (B, channels, H, W): grey is repeated, colour becomes luminance."""
         given = x.shape[1]

@@ -75,6 +75,21 @@ def test_channels_are_converted():
         echo(3, mean=[0.0] * 3, std=[1.0] * 3)(torch.zeros(1, 2, 4, 4))
 
 
+@pytest.mark.parametrize("arch, width", [("smallcnn", 128), ("resnet9", 288), ("vgg7", 256)])
+def test_features_are_what_the_last_layer_is_given(arch, width):
+    frozen = FrozenClassifier(build(arch, 4, 3), 4, 3, 0, [0.5] * 3, [0.25] * 3)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    features, logits = frozen.features_and_logits(images)
+    assert features.shape == (3, width)
+    torch.testing.assert_close(frozen.model.linear(features), logits)
+    torch.testing.assert_close(frozen(images), logits)
+
+
+def test_features_are_the_logits_where_there_is_no_last_layer():
+    features, logits = echo(3, mean=[0.0] * 3, std=[1.0] * 3).features_and_logits(torch.zeros(2, 3, 4, 4))
+    assert features is logits
+
+
 def test_size_is_changed_only_where_it_differs():
     images = torch.rand(2, 1, 8, 8) * 2 - 1
     same = echo(resolution=8)
