@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -221,10 +222,11 @@ def save_torch(path, value):
                         "Make room on the disk and run the command again (train.py: with --resume).") from error
 
 
-def load_torch(path):
+def load_torch(path, advice=""):
     """Read a dict of plain values and tensors onto the CPU; nothing in the file is executed.
 
-    Raises UserError when the file is missing, truncated, or holds anything that needs unpickling.
+    Raises UserError when the file is missing, truncated, or, with the `advice`, when it holds anything that
+    needs unpickling.
     """
     path = Path(path)
     if not path.is_file():
@@ -232,8 +234,10 @@ def load_torch(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a plain file of tensors; it is not read, since reading anything else could "
-                        "execute what it holds.") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        needs = f" (it names {named[1]})" if named else ""
+        raise UserError(f"{path} is not a plain file of tensors{needs}; it is not read, since reading anything else "
+                        f"could execute what it holds. {advice}".rstrip()) from error
     except Exception as error:  # torch raises many kinds for a file that ends early
         raise UserError(f"{path} is truncated or no file of torch.save.") from error
 

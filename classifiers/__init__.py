@@ -2,6 +2,7 @@
 
 from classifiers.architectures import ARCHITECTURES, build, register
 from classifiers.attacks import pgd
-from classifiers.frozen import FrozenClassifier, load_classifier
+from classifiers.frozen import FrozenClassifier
+from classifiers.loading import class_labels, load_classifier
 
-__all__ = ["ARCHITECTURES", "FrozenClassifier", "build", "load_classifier", "pgd", "register"]
+__all__ = ["ARCHITECTURES", "FrozenClassifier", "build", "class_labels", "load_classifier", "pgd", "register"]

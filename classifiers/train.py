@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from classifiers.architectures import ARCHITECTURES, build
+from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.attacks import NORMS, pgd
 from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
@@ -52,7 +52,8 @@ class TrainSettings:
     """What decides a trained classifier. Raises UserError for a value that cannot be."""
 
     dataset: str = setting("C10", "registered data set (utils.DATASETS), prepared by scripts/prepare_data.py")
-    arch: str = setting("smallcnn", "architecture", tuple(ARCHITECTURES))
+    arch: str = setting("smallcnn", f"architecture: {', '.join(ARCHITECTURES)}, {OTHERS}")
+    role: str = setting("", "evaluator: a classifier that judges images and may never be probed", ("evaluator",))
     out: str = setting("", "file to write; its card goes beside it as <out>.json")
     robust: str = setting("", "norm of the adversary to train against; not given: a regular classifier", NORMS)
     eps: float = setting(0.0, "radius of the adversary on [0,1] pixels: l2 0.5 suits C10, 1.5 MNIST; linf 0.03")
@@ -71,6 +72,7 @@ class TrainSettings:
 
     def __post_init__(self):
         check_choices(self)
+        find(self.arch)
         if not self.out or Path(self.out).is_dir():
             raise UserError(f"--out '{self.out}' is not a file name; give one, as in --out runs/classifiers/robust.pt.")
         if bool(self.robust) != (self.eps > 0):
@@ -315,7 +317,7 @@ def train_classifier(settings):
         torch.manual_seed(settings.seed)
         model = build(settings.arch, len(spec.classes), channels)
     frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, *channel_statistics(images),
-                              settings.arch, spec.classes)
+                              settings.arch, spec.classes, role=settings.role)
     frozen.to(device, memory_format=torch.channels_last)
     training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror)
     fit(training)
