@@ -47,11 +47,21 @@ class Config:
 
     # the probed classifier
     C_path: str = setting("", "checkpoint of the probed classifier (made by python -m classifiers.train)")
-    C_arch: str = setting("", "its architecture, where the checkpoint does not name it")
+    C_arch: str = setting("", "its architecture, where the checkpoint does not name it: a registered name, wrn-28-10, "
+                          "densenet-bc-190-40, torchvision:NAME, timm:NAME or package.module:factory")
+    C_mean: tuple[float, ...] = setting((), "its mean of each channel, subtracted; not given: the checkpoint's")
+    C_std: tuple[float, ...] = setting((), "its divisor of each channel; not given: the checkpoint's")
+    C_size: int = setting(0, "its image size, to which fakes are resized; 0 is the checkpoint's, or any")
+    C_range: tuple[float, ...] = setting((0.0, 1.0), "its values of black and white before mean and std, as 0 255")
+    C_bgr: bool = setting(False, "it takes blue first")
+    C_class_map: tuple[str, ...] = setting((), "its label or class name for each class of the data set, in order; none "
+                                           "where it has none; not given: by name, else by position")
+    C_trust: bool = setting(False, "unpickle --C_path where it needs that, which runs any code that it holds")
+    skip_classifier_check: bool = setting(False, "probe the classifier even if it fails its check")
+    evaluator: str = setting("", "checkpoint of the classifier that will judge this run and must not be the probed one")
     C_coeff: float = setting(1.0, "lambda_g, weight of the classifier's cross-entropy (eq. 1)")
     C_new_coeff: float = setting(1.0, "class weight of y* in the cross-entropy; 1 is off")
     prob_clip: float = setting(1.0, "fakes that C accepts with more than this probability add no loss; 1 is off")
-    G_classmap: tuple[int, ...] = setting((), "classifier label of each generator label, in order; empty is identity")
 
     # losses of the discriminator
     gp_coeff: float = setting(10.0, "weight of the gradient penalty on D_u (eq. 3)")
@@ -96,11 +106,14 @@ class Config:
     sample_every: int = setting(1000, "G steps between sample grids")
     save_every: int = setting(1000, "G steps between checkpoints")
     keep: int = setting(3, "checkpoints kept")
+    select: bool = setting(False, "also keep the best checkpoint, best.pt, by figures that use no image of y*")
 
     def __post_init__(self):
         check_choices(self)
         if self.naive and self.oracle:
             raise UserError("--naive and --oracle exclude each other; choose one.")
+        if self.select and self.oracle:
+            raise UserError("--select chooses without images of y*, and --oracle trains on them; leave one out.")
         if self.naive and len(self.new_class) != 1:
             raise UserError(f"--naive draws one unseen class; {len(self.new_class)} were given.")
         for name in ("batch_size", "num_steps", "num_D_steps", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
@@ -117,6 +130,11 @@ class Config:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 0 and less than 1.")
+        if len(self.C_range) != 2 or self.C_range[0] == self.C_range[1]:
+            raise UserError(f"--C_range is {' '.join(map(str, self.C_range))}; give the values of black and of white, "
+                            "two different numbers, as --C_range 0 255.")
+        if self.C_size < 0:
+            raise UserError(f"--C_size is {self.C_size}; it must be a number of pixels, or 0.")
         if not 0 < self.prob_clip <= 1:
             raise UserError(f"--prob_clip is {self.prob_clip}; it must be a probability above 0; 1 is off.")
         for part in self.diffaug:
@@ -154,9 +172,6 @@ def make_config(**settings):
         raise UserError("no unseen class was given; name at least one, as in --new_class 7 or --new_class horse.")
     if len(unseen) == len(spec.classes) and not config.oracle:
         raise UserError("every class is unseen; leave at least one class in the image set.")
-    if config.G_classmap and len(config.G_classmap) != len(spec.classes):
-        raise UserError(f"--G_classmap has {len(config.G_classmap)} labels; "
-                        f"{name} needs {len(spec.classes)}, one a class.")
     return config
 
 
@@ -177,7 +192,8 @@ def add_flags(parser, settings=Config, names=None):
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is tuple:
             element = str if name == "new_class" else get_args(kind)[0]
-            parser.add_argument(f"--{name}", nargs="+", type=element, metavar="LABEL", **common)
+            parser.add_argument(f"--{name}", nargs="+", type=element,
+                                metavar="LABEL" if element is not float else "VALUE", **common)
         else:
             parser.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **common)
 

@@ -65,11 +65,13 @@ def output_penalty(d_u):
 def classification(logits, y, class_weights, prob_clip=1.0):
     """Eq. (4): -E log p_C(y | G(z, y)) over all classes.
 
-    logits (B, K) of the frozen classifier, y (B,) its labels for the fakes. class_weights (K,) weigh the
-    rows (the authors' C_new_coeff). Rows with p_C(y) > prob_clip add nothing.
+    logits (B, K) of the frozen classifier, y (B,) its labels for the fakes, -1 for a class that it has none
+    for. class_weights (K,) weigh the rows (the authors' C_new_coeff). Rows without a label, and those with
+    p_C(y) > prob_clip, add nothing.
     """
-    log_p = F.log_softmax(logits.float(), 1).gather(1, y[:, None]).squeeze(1)  # (B,)
-    weights = class_weights[y]
+    label = y.clamp(min=0)
+    log_p = F.log_softmax(logits.float(), 1).gather(1, label[:, None]).squeeze(1)  # (B,)
+    weights = class_weights[label] * (y >= 0)
     kept = (log_p.detach().exp() <= prob_clip).float() if prob_clip < 1 else torch.ones_like(log_p)
     return -(log_p * weights * kept).sum() / weights.sum().clamp(min=1e-12)
 

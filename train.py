@@ -20,9 +20,14 @@ from tqdm import tqdm
 import probegan_losses as losses
 from BigGAN import load_weights, make_discriminator, make_generator
 from classifiers import load_classifier
+from classifiers.check import preflight, require_passed
+from classifiers.frozen import fingerprint
+from classifiers.loading import probed_classifier, refuse_evaluator
 from config import Config, Parser, add_flags, make_config
 from datasets import ImageStream, leave_out, open_source
 from layers import diff_augment
+from metrics.collapse import CollapseWatch
+from metrics.selection import Selection
 from sample import Sampler, fake_classes, save_class_grid
 from utils import (
     DATASETS,
@@ -52,21 +57,20 @@ class Task:
 
     fake_classes: torch.Tensor  # (M,) labels that fakes are drawn for, uniformly
     unseen: torch.Tensor  # (K,) labels of y*; empty for the oracle
-    C_labels: torch.Tensor  # (n_classes,) classifier label of each generator label
+    C_labels: torch.Tensor  # (n_classes,) classifier label of each generator label, -1 where it has none
     C_weights: torch.Tensor  # (classifier's n_classes,) weights in eq. (4)
     u_weights: torch.Tensor  # (n_classes,) row weights in G's part of eq. (3)
 
 
-def make_task(config, n_classes, device):
-    """The Task of a Config for a data set of n_classes."""
+def make_task(config, C_labels, C_classes, device):
+    """The Task of a Config. C_labels: the classifier's label of each class, -1 for none; C_classes: how many it has."""
     unseen = [] if config.oracle else list(config.new_class)
-    C_labels = torch.tensor(config.G_classmap or range(n_classes))
-    C_weights, u_weights = torch.ones(max(n_classes, int(C_labels.max()) + 1)), torch.ones(n_classes)
+    C_weights, u_weights = torch.ones(C_classes), torch.ones(len(C_labels))
     for y in unseen:
         C_weights[C_labels[y]] = config.C_new_coeff
         u_weights[y] = config.G_new_coeff
-    tensors = (torch.tensor(fake_classes(config, n_classes)), torch.tensor(unseen, dtype=torch.long), C_labels,
-               C_weights, u_weights)
+    tensors = (torch.tensor(fake_classes(config, len(C_labels))), torch.tensor(unseen, dtype=torch.long),
+               torch.tensor(C_labels), C_weights, u_weights)
     return Task(*(tensor.to(device) for tensor in tensors))
 
 
@@ -150,7 +154,7 @@ def generator_step(G, D, C, optimiser, task, config, batch_size, device):
     optimiser.step()
     D.requires_grad_(True)
     accepted = (logits.detach().argmax(1) == y_C).float()
-    terms |= {"C_accepts_seen": losses.mean_over(accepted, seen),
+    terms |= {"C_accepts_seen": losses.mean_over(accepted, seen * (y_C >= 0)),
               "C_accepts_unseen": losses.mean_over(accepted, 1 - seen)}
     return {name: term.detach() for name, term in terms.items()}
 
@@ -176,21 +180,13 @@ class Training:
     """
 
     def __init__(self, config, spec, device, state=None):
-        if not config.C_path:
-            raise UserError("no classifier to probe was given; name its checkpoint with --C_path. "
-                            "One is made by: python -m classifiers.train --help")
         self.config, self.spec, self.device = config, spec, device
         n_classes = len(spec.classes)
         torch.manual_seed(config.seed)
-        self.C = load_classifier(config.C_path, config.C_arch, num_classes=None if config.G_classmap else n_classes,
-                                 device=device)
-        if config.G_classmap and not 0 <= min(config.G_classmap) <= max(config.G_classmap) < self.C.num_classes:
-            raise UserError(f"--G_classmap names classifier label {max(config.G_classmap)}; the classifier has "
-                            f"0..{self.C.num_classes - 1}.")
-        if self.C.classes and self.C.classes != tuple(spec.classes) and not config.G_classmap:
-            raise UserError(f"the classifier {config.C_path} was trained on the classes {', '.join(self.C.classes)}, "
-                            f"in this order; data set {config.dataset} has {', '.join(spec.classes)}. Give another "
-                            "classifier, or say with --G_classmap which of its labels stands for each class.")
+        self.C = probed_classifier(config, spec.classes, device)
+        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
+        refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
+        self.C_sha256 = fingerprint(self.C.model)
         networks = spec.resolution, spec.channels, n_classes
         self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
         if config.init_G and state is None:
@@ -209,7 +205,7 @@ class Training:
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
         self.G_optim = make_adam(self.G, config.G_lr, config)
         self.D_optim = make_adam(self.D, config.D_lr, config)
-        self.task = make_task(config, n_classes, device)
+        self.task = make_task(config, self.C.labels, self.C.num_classes, device)
         self.step = 0
         if state is not None:
             self.load_state(state)
@@ -234,6 +230,7 @@ class Training:
             "G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
             "G_optim": self.G_optim.state_dict(), "D_optim": self.D_optim.state_dict(),
             "random": random_state(), "data": self.stream.state_dict(), "audit": self.audit,
+            "classifier_sha256": self.C_sha256,
         }
 
     def load_state(self, state):
@@ -241,6 +238,10 @@ class Training:
             raise UserError(f"the image set in {self.config.data_root} is not the one this run was started on (SHA-256 "
                             f"{self.audit['sha256'][:12]}, was {state['audit']['sha256'][:12]}); restore it, or start "
                             "a new run.")
+        if state["classifier_sha256"] != self.C_sha256:
+            raise UserError(f"the classifier {self.config.C_path} is not the one this run was started on (SHA-256 "
+                            f"of its weights {self.C_sha256[:12]}, was {state['classifier_sha256'][:12]}); give that "
+                            "one as --C_path, or start a new run.")
         for name in ("G", "D", "G_ema", "G_optim", "D_optim"):
             getattr(self, name).load_state_dict(state[name])
         self.stream.load_state_dict(state["data"])
@@ -260,9 +261,31 @@ class Training:
                     raise UserError(f"the weight {key} of {name} is not finite at step {self.step}. {ADVICE}")
 
 
+class Keeper:
+    """Judges what a run draws and keeps its checkpoints. Moves neither weights nor random stream of the run."""
+
+    def __init__(self, training, run):
+        self.training, self.run = training, run
+        shared = training.C, training.stream, training.spec.classes, training.task.unseen.tolist()
+        self.watch = CollapseWatch(*shared, training.task.C_labels.tolist(), training.device)
+        self.watched = JsonLines(run / "collapse.jsonl", training.step)
+        self.selection = Selection(*shared, training.device, run, training.step) if training.config.select else None
+
+    def judge(self, sampler):
+        """Look at what the averaged generator draws; returns the warnings."""
+        record = self.watch.look(sampler, self.training.D)
+        self.watched.write(record)
+        if self.selection:
+            self.selection.consider(self.training.state(), sampler, self.training.D, record)
+        return record["warnings"]
+
+    def save(self):
+        save_checkpoint(self.run, self.training.state(), self.training.config.keep)
+
+
 def train(training, run):
     """The loop: steps, then what looks after them. Writes everything into the run folder."""
-    config = training.config
+    config, keeper = training.config, Keeper(training, run)
     log = JsonLines(run / "log.jsonl", training.step)
     window, window_start = [], time.perf_counter()
 
@@ -280,10 +303,6 @@ def train(training, run):
         window.clear()
         window_start = time.perf_counter()
 
-    def save():
-        flush()
-        save_checkpoint(run, training.state(), config.keep)
-
     with stop_on_signal() as stopped, tqdm(total=config.num_steps, initial=training.step, unit="step") as bar:
         while training.step < config.num_steps:
             window.append(training.advance())
@@ -291,14 +310,21 @@ def train(training, run):
             last = training.step == config.num_steps
             if training.step % config.log_every == 0:
                 flush()
-            # the grid first: a run whose last checkpoint stands has its last grid
-            if training.step % config.sample_every == 0 or last:
+            drawing = training.step % config.sample_every == 0 or last
+            saving = training.step % config.save_every == 0 or last
+            if drawing or saving:
                 flush()
-                save_class_grid(run / "samples.png", Sampler(training.state(), training.device))
-            if training.step % config.save_every == 0 or last:
-                save()
+                sampler = Sampler(training.state(), training.device)
+            # the checkpoint last: a run whose last checkpoint stands has its last grid and judgement
+            if drawing:
+                save_class_grid(run / "samples.png", sampler)
+            if saving:
+                for warning in keeper.judge(sampler):
+                    bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
+                keeper.save()
             if stopped() and not last:
-                save()
+                flush()
+                keeper.save()
                 bar.close()
                 print(f"stopped at step {training.step}; go on with: python train.py --resume {run}", file=sys.stderr)
                 sys.exit(128 + stopped())
@@ -306,8 +332,8 @@ def train(training, run):
 
 # -------------------------------------------------------------------------------------- command line
 
-RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "num_workers", "max_resident_gb", "log_every",
-                "sample_every", "save_every", "keep")
+RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "skip_classifier_check", "evaluator", "num_workers",
+                "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select")
 
 
 def default_run(config, spec):
@@ -335,7 +361,8 @@ def main():
             raise UserError(f"--run {run} was given with --resume {resume}; a resumed run stays in its folder: "
                             "leave --run out.")
         state = load_checkpoint(resume)
-        run = resume if resume.is_dir() else resume.parent.parent
+        folder = resume if resume.is_dir() else resume.parent
+        run = folder.parent if folder.name == "checkpoints" and not resume.is_dir() else folder
         config = replace(Config.from_dict(state["config"]), **flags)
         spec = DATASETS[find_dataset(config.dataset)[0]]
     else:
@@ -345,8 +372,12 @@ def main():
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
     training = Training(config, spec, choose_device(config.device), state)
+    check = preflight(training.C, config, spec)
+    print(check)
+    require_passed(check, config)
     write_json(run / "config.json", config.as_dict())
     write_json(run / "audit.json", training.audit)
+    write_json(run / "classifier_check.json", check.as_dict())
     print(training.audit["statement"])
     train(training, run)
 

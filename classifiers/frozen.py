@@ -19,7 +19,8 @@ class FrozenClassifier(nn.Module):
     (one number a channel, in the order of its channels); resolution 0 means any; bgr: it takes blue first.
     Stays in eval mode; no parameter takes a gradient, the images do. `arch`, `classes` (names in label order),
     `role` ('evaluator' or '') and `card` (how it was trained) are for checks and reports. `labels` says which
-    of its labels stands for each class of a data set, -1 for none; the identity unless class_labels set it.
+    of its labels stands for each class of a data set, -1 for none; the identity unless class_labels set it. `own` is
+    what its file says of mean, std, resolution and bgr, where it was loaded with others.
     """
 
     def __init__(self, model, num_classes, channels, resolution, mean, std, arch="", classes=(), card=None, role="",
@@ -29,6 +30,7 @@ class FrozenClassifier(nn.Module):
         self.num_classes, self.channels, self.resolution = num_classes, channels, resolution
         self.arch, self.classes, self.card, self.role, self.bgr = arch, tuple(classes), card or {}, role, bgr
         self.labels = tuple(range(num_classes))
+        self.own = {}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.requires_grad_(False)

@@ -6,7 +6,7 @@ import torch
 
 from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.files import last_line, read_classifier, wrapper_of
-from classifiers.frozen import FrozenClassifier
+from classifiers.frozen import FrozenClassifier, fingerprint
 from utils import UserError, nearest
 
 
@@ -128,10 +128,12 @@ def load_classifier(path, arch="", num_classes=None, device="cpu", *, mean=(), s
         raise UserError(f"the classifier {path} knows {found_classes} classes but the data set has {num_classes}; "
                         "give one that was trained on this data set, or say by --C_class_map which of its labels "
                         "stands for each class.")
-    mean, std = in_unit_range(mean or said.get("mean") or [0.0] * channels, std or said.get("std") or [1.0] * channels,
-                              value_range, channels, path)
-    frozen = FrozenClassifier(model, found_classes, channels, resolution, mean, std, arch, said.get("classes", ()),
+    own_mean, own_std = said.get("mean", [0.0] * channels), said.get("std", [1.0] * channels)
+    normalisation = in_unit_range(mean or own_mean, std or own_std, value_range, channels, path)
+    frozen = FrozenClassifier(model, found_classes, channels, resolution, *normalisation, arch, said.get("classes", ()),
                               said.get("card"), said.get("role", ""), bgr)
+    if "mean" in file.said and (mean or std or size or bgr or tuple(value_range) != (0.0, 1.0)):
+        frozen.own = {"mean": own_mean, "std": own_std, "resolution": said.get("resolution", 0), "bgr": False}
     return frozen.to(device, memory_format=torch.channels_last)
 
 
@@ -165,7 +167,7 @@ def class_labels(entries, dataset_classes, frozen):
     if len(given) != len(dataset_classes):
         raise UserError(f"--C_class_map has {len(given)} entries; the data set has {len(dataset_classes)} classes "
                         f"({', '.join(dataset_classes)}): give one for each, in this order.")
-    return tuple(_label(entry, names, frozen.num_classes) for entry in given)
+    return tuple(_label(str(entry), names, frozen.num_classes) for entry in given)
 
 
 def _label(entry, names, num_classes):
@@ -177,3 +179,31 @@ def _label(entry, names, num_classes):
         return int(entry)
     raise UserError(f"--C_class_map entry '{entry}' is no class of the classifier; give a label from 0 to "
                     f"{num_classes - 1}, 'none'" + (f", or a name ({nearest(entry, names)})." if names else "."))
+
+
+def probed_classifier(config, classes, device):
+    """The classifier that a Config names with its C_* settings, its `labels` those of the data set's `classes`.
+
+    Raises UserError as load_classifier and class_labels do, and for a classifier whose role is to judge.
+    """
+    if not config.C_path:
+        raise UserError("no classifier to probe was given; name its checkpoint with --C_path. "
+                        "One is made by: python -m classifiers.train --help")
+    frozen = load_classifier(config.C_path, config.C_arch, device=device, mean=config.C_mean, std=config.C_std,
+                             size=config.C_size, value_range=config.C_range, bgr=config.C_bgr, trust=config.C_trust)
+    frozen.labels = class_labels(config.C_class_map, classes, frozen)
+    for y in config.new_class:
+        if frozen.labels[y] < 0:
+            raise UserError(f"--C_class_map gives the unseen class {classes[y]} no label of the classifier, which then "
+                            "remembers nothing of it; give its label or its name.")
+    return frozen
+
+
+def refuse_evaluator(frozen, path, evaluator_path="", evaluator=None):
+    """Raise UserError where the probed classifier at `path` is a judge: by its role, or as the run's evaluator."""
+    if frozen.role == "evaluator":
+        raise UserError(f"{path} was trained to be an evaluator, which judges images and may not be probed; "
+                        "give another classifier as --C_path.")
+    if evaluator and fingerprint(evaluator.model) == fingerprint(frozen.model):
+        raise UserError(f"{path} and the evaluator {evaluator_path} are the same classifier; one that was probed "
+                        "cannot judge. Give an independent one: another architecture and seed.")

@@ -201,11 +201,12 @@ def load_progress(path, training):
     if not path.is_file():
         return
     state = load_torch(path)
-    mine = dataclasses.asdict(training.settings)
-    changed = [name for name in mine if state["settings"].get(name) != mine[name] and name not in MAY_CHANGE]
-    if changed:
-        raise UserError(f"{path} holds an unfinished training with --{changed[0]} {state['settings'].get(changed[0])}, "
-                        f"now {mine[changed[0]]}; give its settings to go on, delete it, or give another --out.")
+    # a setting that the file does not know was added since, and had then its default
+    before = dataclasses.asdict(TrainSettings(out=training.settings.out)) | state["settings"]
+    for name, value in dataclasses.asdict(training.settings).items():
+        if before[name] != value and name not in MAY_CHANGE:
+            raise UserError(f"{path} holds an unfinished training with --{name} {before[name]}, now {value}; give its "
+                            "settings to go on, delete it, or give another --out.")
     if state["data_sha256"] != training.data_sha256:
         raise UserError(f"{path} holds an unfinished training on other images (SHA-256 {state['data_sha256'][:12]}, "
                         f"now {training.data_sha256[:12]}); restore them, delete it, or give another --out.")

@@ -37,7 +37,7 @@ class Nets:
         self.C = LinearClassifier().requires_grad_(False).to(device)
         self.G_optim = torch.optim.Adam(self.G.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
         self.D_optim = torch.optim.Adam(self.D.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
-        self.task = make_task(config, CLASSES, device)
+        self.task = make_task(config, range(CLASSES), CLASSES, device)
         self.images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8).to(device)
         self.labels = torch.tensor([0, 1, 3, 0, 1, 3], device=device)
         self.config, self.device = config, torch.device(device)
@@ -248,15 +248,15 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
 
 
 def test_naive_draws_the_unseen_class_alone_and_the_oracle_masks_nothing():
-    assert make_task(settings(naive=True), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
-    oracle = make_task(settings(oracle=True), CLASSES, "cpu")
+    assert make_task(settings(naive=True), range(CLASSES), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
+    oracle = make_task(settings(oracle=True), range(CLASSES), CLASSES, "cpu")
     assert oracle.unseen.tolist() == [] and oracle.fake_classes.tolist() == [0, 1, 2, 3]
 
 
 def test_class_map_and_weights():
-    task = make_task(settings(G_classmap=(3, 0, 1, 2), C_new_coeff=5.0, G_new_coeff=2.0), CLASSES, "cpu")
-    assert task.C_labels.tolist() == [3, 0, 1, 2]
-    assert task.C_weights.tolist() == [1, 5, 1, 1]  # y* = 2 is the classifier's label 1
+    task = make_task(settings(C_new_coeff=5.0, G_new_coeff=2.0), (3, -1, 1, 2), 5, "cpu")
+    assert task.C_labels.tolist() == [3, -1, 1, 2]
+    assert task.C_weights.tolist() == [1, 5, 1, 1, 1]  # y* = 2 is the classifier's label 1
     assert task.u_weights.tolist() == [1, 1, 2, 1]
 
 

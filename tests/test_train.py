@@ -51,7 +51,7 @@ def command(world, *flags, program="train.py", **options):
 
 def start(world, run, *flags):
     return command(world, "--dataset", "digits", "--new_class", 7, "--data_root", world, "--C_path", world / "C.pt",
-                   "--run", run, *SMALL, *flags)
+                   "--run", run, "--skip_classifier_check", *SMALL, *flags)
 
 
 def training(world, **changes):
@@ -86,7 +86,8 @@ def test_a_run_writes_its_files_and_resumes_bit_exactly(world, tmp_path):
     done = start(world, whole, "--num_steps", 6, "--log_every", 1, "--save_every", 6)
     assert done.returncode == 0, done.stderr
     assert "No image of 7 was used: 20 images were left out" in done.stdout
-    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "log.jsonl", "samples.png",
+    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "classifier_check.json",
+                                                        "collapse.jsonl", "log.jsonl", "samples.png",
                                                        "checkpoints"}
     assert json.loads((whole / "config.json").read_text())["new_class"] == [7]
     audit = json.loads((whole / "audit.json").read_text())
@@ -157,7 +158,7 @@ def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
 def test_a_signal_saves_before_leaving(world, tmp_path, signal_number):
     run = tmp_path / "run"
     flags = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
-             "--run", str(run), *SMALL, "--num_steps", "100000", "--log_every", "1"]
+             "--run", str(run), *SMALL, "--num_steps", "100000", "--log_every", "1", "--skip_classifier_check"]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "log.jsonl").exists() or not (run / "log.jsonl").read_text():
@@ -270,7 +271,7 @@ def test_several_unseen_classes(world):
     {"naive": True}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"diffaug": ("color", "translation", "cutout")},
     {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
     {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
-    {"G_classmap": (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)},
+    {"C_class_map": ("9", "8", "none", "6", "5", "4", "3", "2", "1", "0")},
 ])
 def test_every_option_trains(world, changes):
     run = training(world, **changes)
@@ -317,15 +318,19 @@ def wrong_checkpoint(path, **changes):
     (["--C_path", "missing.pt"], "classifier 'missing.pt' does not exist; make one: python -m classifiers.train"),
     (["--C_path", ""], "no classifier to probe was given; name its checkpoint with --C_path"),
     (["--C_arch", "resnet18"], "is not a 'resnet18'"),
-    (["--C_arch", "resnet19"], "did you mean 'resnet18'"),
+    (["--C_arch", "resnet19"], "did you mean 'resnet9'"),
     (["--batch_size", "181"], "--batch_size 181 is larger than the image set of 180 images"),
     (["--batch_size", "many"], "invalid int value: 'many'"),
     (["--precision", "fp16"], "--precision 'fp16' is not valid .did you mean"),
     (["--device", "gpu"], "device 'gpu' is unknown"),
     (["--naive", "--oracle"], "exclude each other"),
     (["--naive", "--new_class", "2", "7"], "--naive draws one unseen class; 2 were given"),
-    (["--G_classmap", "0", "1"], "--G_classmap has 2 labels; digits needs 10"),
-    (["--G_classmap", *"012345678", "40"], "names classifier label 40"),
+    (["--C_class_map", "0", "1"], "--C_class_map has 2 entries; the data set has 10 classes"),
+    (["--C_class_map", *"012345678", "40"], "entry '40' is no class of the classifier; give a label from 0 to 9"),
+    (["--C_class_map", *"0123456", "none", "8", "9"], "gives the unseen class 7 no label"),
+    (["--C_class_map"], "--C_class_map: expected at least one argument"),
+    (["--C_range", "1", "1"], "--C_range is 1.0 1.0; give the values of black and of white"),
+    (["--C_mean", "0", "0", "0"], "mean .0.0, 0.0, 0.0.*must hold 1 number"),
     (["--num_steps", "0"], "--num_steps is 0; it must be at least 1"),
     (["--beta1", "1.0"], "--beta1 is 1.0"),
     (["--diffaug", "colour"], "did you mean 'color'"),
@@ -336,7 +341,7 @@ def wrong_checkpoint(path, **changes):
 ])
 def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, words, monkeypatch, capsys):
     arguments = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
-                 "--run", str(tmp_path / "run"), *SMALL, *flags]
+                 "--run", str(tmp_path / "run"), "--skip_classifier_check", *SMALL, *flags]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         utils.run_main(main)
@@ -357,19 +362,55 @@ def test_no_unseen_class_at_all(world):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"num_classes": 9}, "knows 9 classes but the data set has 10"),
+    ({"num_classes": 9}, "knows 9 classes without names; the data set has 0, 1, 2, .*--C_class_map"),
     ({"state_dict": {}}, "holds no state dict"),
-    ({"classes": list("9876543210")}, "was trained on the classes 9, 8, .* data set digits has 0, 1, .*--G_classmap"),
+    ({"classes": list("abcdefghij")}, "knows a, b, .*; the data set has 0, 1, .*--C_class_map"),
+    ({"role": "evaluator"}, "was trained to be an evaluator, which judges images and may not be probed"),
 ])
 def test_wrong_classifiers(world, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         training(world, C_path=str(wrong_checkpoint(tmp_path / "wrong.pt", **changes)))
 
 
-def test_a_class_map_admits_a_classifier_of_another_order(world, tmp_path):
-    path = wrong_checkpoint(tmp_path / "other.pt", classes=list("9876543210"))
-    run = training(world, C_path=str(path), G_classmap=tuple(range(9, -1, -1)))
-    assert run.task.C_labels[7] == 2
+def test_classes_are_matched_by_name_or_by_the_map(world, tmp_path):
+    path = str(wrong_checkpoint(tmp_path / "other.pt", classes=list("9876543210")))
+    assert training(world, C_path=path).task.C_labels.tolist() == list(range(9, -1, -1))
+    mapped = training(world, C_path=path, C_class_map=[*"0123456", "0", "none", "9"])
+    # '7' stands for the class that the classifier calls 0, its label 9
+    assert mapped.task.C_labels.tolist() == [9, 8, 7, 6, 5, 4, 3, 9, -1, 0]
+
+
+def test_a_classifier_with_more_classes_than_the_data_set(world, tmp_path):
+    path = str(wrong_checkpoint(tmp_path / "more.pt", num_classes=12))
+    run = training(world, C_path=path, C_class_map=[str(label) for label in range(11, 1, -1)])
+    assert run.task.C_labels.tolist() == list(range(11, 1, -1)) and len(run.task.C_weights) == 12
+    assert all(torch.isfinite(term) for term in run.advance().values())
+
+
+def test_the_evaluator_of_a_run_may_not_be_probed(world, tmp_path):
+    again = wrong_checkpoint(tmp_path / "again.pt", state_dict=load_torch(world / "C.pt")["state_dict"])
+    with pytest.raises(UserError, match="are the same classifier; one that was probed cannot judge"):
+        training(world, evaluator=str(again))
+    assert training(world, evaluator=str(wrong_checkpoint(tmp_path / "independent.pt"))).config.evaluator
+
+
+def test_a_failed_check_stops_a_run_before_it_begins_unless_skipped(world, tmp_path):
+    flags = ["--dataset", "digits", "--new_class", 7, "--data_root", world, "--C_path", world / "C.pt",
+             "--num_steps", 1, "--run", tmp_path / "run", *SMALL]
+    refused = command(world, *flags)
+    assert refused.returncode == 2 and "fails its check: it classifies" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    done = command(world, *flags, "--skip_classifier_check")
+    assert done.returncode == 0 and "warning: the classifier" in done.stderr
+    found = json.loads((tmp_path / "run" / "classifier_check.json").read_text())
+    assert not found["passed"] and found["images"] == 180 and found["accuracy"] < 0.3
+
+
+def test_resuming_with_another_classifier_is_refused(world, tmp_path):
+    state = training(world).state()
+    state["config"]["C_path"] = str(wrong_checkpoint(tmp_path / "other.pt"))
+    with pytest.raises(UserError, match="is not the one this run was started on .SHA-256 of its weights"):
+        Training(Config.from_dict(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
 
 
 def test_a_second_run_does_not_overwrite_the_first(world, tmp_path):
