@@ -1,61 +1,359 @@
 #!/usr/bin/env python3
-"""Measure a run: how often a judge recognises its classes, beside what the probed classifier accepts.
+"""Measure generated images: how good, and how sure.
 
-    python evaluate.py --run RUN --evaluator evaluator.pt
+    python evaluate.py --run RUN --evaluator evaluator.pt               all measurements of a run, as a table
+    python evaluate.py --run RUN --evaluator evaluator.pt --report      and RUN/report.html
+    python evaluate.py --run R1 R2 R3 --evaluator evaluator.pt          several seeds, each and together
+    python evaluate.py --images PATH --dataset C10 --new_class horse --evaluator evaluator.pt
+                              images made elsewhere: a folder of <class>/<file>, or an npz of sample.py
 
-Writes RUN/result.json. The evaluator must be independent of the probed classifier: another seed and
-another architecture, and never used in training the GAN.
+Results are appended to results.jsonl, one JSON object a line, in the run folder or beside the images. The evaluator
+must be independent of the probed classifier: another seed and another architecture, and never used in training
+the GAN. Image i of a run depends on seed --seed + i alone. Measurements, for --metrics (default: all):
+
 """
 
+import errno
+import json
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from classifiers import load_classifier
-from config import Parser
-from metrics.recognition import recognition
+from classifiers.frozen import fingerprint
+from classifiers.loading import probed_classifier, refuse_evaluator
+from config import Config, Parser, add_flags, make_config
+from datasets import open_source
+from metrics import protocols  # noqa: F401  registers the measurements
+from metrics.features import ClassifierFeatures, InceptionFeatures
+from metrics.images import RunImages, file_images
+from metrics.intervals import combine_seeds
+from metrics.measured import Measured
+from metrics.registry import METRICS, find_metric
+from metrics.report import write_report
+from metrics.shown import report_of
 from sample import Sampler
-from utils import UserError, choose_device, load_checkpoint, run_main, write_json
+from utils import (
+    DATASETS,
+    UserError,
+    checkpoint_files,
+    choose_device,
+    find_dataset,
+    load_checkpoint,
+    run_main,
+)
+
+NEWEST, GIVEN, TARGET_FREE = "newest checkpoint", "given checkpoint", "target-free selection"
+ORACLE = "oracle selection (uses real images of the unseen class)"
+
+SETTINGS = ("dataset", "new_class", "data_root", "C_path", "C_arch", "C_mean", "C_std", "C_size", "C_range", "C_bgr",
+            "C_class_map", "C_trust", "evaluator")
+
+# ------------------------------------------------------------------------------------------- the judges
 
 
-def percent(share):
-    """'97.0 % (95.9 to 97.8)' for a rate of metrics.recognition."""
-    return f"{share['rate']:6.1%} ({share['low']:.1%} to {share['high']:.1%})"
+def load_evaluator(path, classes, C_path, probed, device):
+    """The evaluator. Raises UserError where it knows other classes, or is the probed classifier."""
+    if not path:
+        raise UserError("no evaluator was given; name an independent classifier with --evaluator. One is made by: "
+                        "python -m classifiers.train --role evaluator --help")
+    evaluator = load_classifier(path, num_classes=len(classes), device=device)
+    if evaluator.classes and evaluator.classes != tuple(classes):
+        raise UserError(f"the evaluator {path} was trained on the classes {', '.join(evaluator.classes)}, in this "
+                        f"order; the images have {', '.join(classes)}. Give one that knows those.")
+    if probed:
+        refuse_evaluator(probed, C_path, path, evaluator)
+    return evaluator
+
+
+def chosen_metrics(flags, probed):
+    """The metrics to measure. Raises UserError for a name that is unknown, or that needs what is not there."""
+    inception = flags.features == "inception"
+    if not flags.metrics:
+        return [metric for metric in METRICS.values() if probed or "probed" not in metric.needs]
+    metrics = [find_metric(name, inception, flags.num) for name in flags.metrics]
+    for metric in metrics:
+        if "probed" in metric.needs and not probed:
+            raise UserError(f"metric '{metric.name}' looks at the probed classifier; give it with --C_path.")
+    return metrics
+
+
+# -------------------------------------------------------------------------------------- one measurement
+
+
+class Evaluation:
+    """The networks and the metrics for one source of images after another; `measured` and `records` are of one.
+
+    settings: the Config of the run, or one that names data set, classes and classifier of images made elsewhere.
+    """
+
+    def __init__(self, flags, settings, classes, device):
+        self.flags, self.device = flags, device
+        self.dataset, self.data_root = settings.dataset, settings.data_root
+        self.probed = probed_classifier(settings, classes, device) if settings.C_path else None
+        self.probed_labels = self.probed.labels if self.probed else ()
+        evaluator = load_evaluator(settings.evaluator, classes, settings.C_path, self.probed, device)
+        self.metrics = chosen_metrics(flags, self.probed)
+        self.digest = fingerprint(evaluator.model)
+        folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
+        self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
+        self.extractor = self.judge
+        if flags.features == "inception":
+            self.extractor = InceptionFeatures(flags.inception_weights, device)
+        if flags.report or any("real" in metric.needs for metric in self.metrics):
+            self.require_real()
+
+    def require_real(self):
+        """Raise UserError where the training images are missing, before the time to generate any is spent."""
+        needless = [metric.name for metric in METRICS.values() if "real" not in metric.needs]
+        try:
+            open_source(DATASETS[find_dataset(self.dataset)[0]], self.data_root, "train")
+        except UserError as error:
+            raise UserError(f"{error} Without them you can measure: --metrics {' '.join(needless)}") from error
+
+    def measure(self, images, metrics, selection):
+        """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
+        measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
+                            self.data_root, self.device, self.flags.batch_size)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        about = {"step": images.step, "first_seed": images.first_seed, "time": now, "selection": selection,
+                 "evaluator_sha256": self.digest}
+        records = [{**record, **about} for metric in metrics for record in metric.measure(measured)]
+        return measured, records
+
+
+def run_images(state, flags, device):
+    """The images of a checkpoint's state."""
+    data = state["dataset"]
+    return RunImages(Sampler(state, device), data["resolution"], data["channels"], flags.num, flags.seed)
+
+
+def target_free(run):
+    """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it stands, else the newest one."""
+    if (run / "best.pt").is_file():
+        return load_checkpoint(run / "best.pt"), TARGET_FREE
+    return load_checkpoint(run), NEWEST
+
+
+def oracle_select(evaluation, run, flags):
+    """(checkpoint of least intra-FD of y*, what write_report takes as `selection`).
+
+    Real images of the unseen class decide here, which a probe must not know: the result bounds what another choice of
+    checkpoint could give, and is not the run's own figure. Raises UserError where there is no y*.
+    """
+    own, _ = target_free(run)
+    states = [own] + [load_checkpoint(file) for file in checkpoint_files(run)]
+    found = {}
+    for state in states:
+        if state["step"] in found:
+            continue
+        images = run_images(state, flags, evaluation.device)
+        images.drawn = images.new_class
+        if not images.drawn:
+            raise UserError("--oracle_select chooses by the unseen class, and this run has none.")
+        _, records = evaluation.measure(images, [METRICS["intra_fd"]], ORACLE)
+        found[state["step"]] = sum(record["value"] for record in records) / len(records)
+    step = min(found, key=found.get)
+    chosen = next(state for state in states if state["step"] == step)
+    return chosen, {"metric": records[0]["metric"], "target_free": {"step": own["step"], "value": found[own["step"]]},
+                    "oracle": {"step": step, "value": found[step]}}
+
+
+# ------------------------------------------------------------------------------------ files and tables
+
+
+def require_writable(path):
+    """Raise UserError where `path` cannot be written, before any time is spent on what it is to hold."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder has its name")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room for it, or give a folder in which you "
+                        "may write.") from error
+
+
+def append_records(path, records):
+    """Add a JSON line a record."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def figure(value):
+    """Four significant digits."""
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def table_rows(records, new_class):
+    """(metric, class, value, interval, n) as strings: of each metric the unseen classes, all, and the seen in one."""
+    groups = {}
+    for record in records:
+        label = record["class"]
+        place = 0 if label in new_class else 1 if label is None else 2
+        groups.setdefault(record["metric"], {}).setdefault((place, label if place < 2 else ""), []).append(record)
+    for metric, parts in groups.items():
+        for (place, label), members in sorted(parts.items(), key=lambda part: part[0][0]):
+            first, values = members[0], [record["value"] for record in members if record["value"] is not None]
+            value, interval = first["value"], ""
+            name = (f"{label} (unseen)", first.get("group", "all"), f"{len(members)} seen, mean")[place]
+            if place == 2:
+                value = sum(values) / len(values) if values else None
+                interval = f"(each: {figure(min(values))} to {figure(max(values))})" if values else ""
+            elif first["low"] is not None:
+                interval = f"{figure(first['low'])} to {figure(first['high'])}"
+            yield metric, name, figure(value), interval, str(sum(record["n"] for record in members))
+
+
+def print_table(title, records, new_class):
+    """The table and the warnings, those of seen classes as a number."""
+    print(title)
+    rows = [("metric", "class", "value", "95 % interval", "n"), *table_rows(records, new_class)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for metric, label, value, interval, n in rows:
+        print(f"  {metric:{widths[0]}}  {label:{widths[1]}}  {value:>{widths[2]}}  {interval:{widths[3]}}  "
+              f"{n:>{widths[4]}}")
+    warned = [record for record in records if record["warning"]]
+    for warning in dict.fromkeys(r["warning"] for r in warned if r["class"] in {None, *new_class}):
+        print(f"  warning: {warning}")
+    more = sum(record["class"] not in {None, *new_class} for record in warned)
+    if more:
+        print(f"  {more} figures of seen classes have warnings too; they stand with the results.")
+
+
+# -------------------------------------------------------------------------------------- command line
+
+
+class Outputs:
+    """The files that a measurement writes: results.jsonl and report.html in a folder, or with a file's name before."""
+
+    def __init__(self, home, report):
+        stem = "" if home.is_dir() else f"{home.stem}."
+        folder = home if home.is_dir() else home.parent
+        self.results, self.report = folder / f"{stem}results.jsonl", folder / f"{stem}report.html" if report else None
+        for path in filter(None, (self.results, self.report)):
+            require_writable(path)
+
+    def write(self, title, measured, records, state, home, selection=None):
+        """Append the records, print them, and write the report where one was asked for."""
+        new_class = [measured.classes[label] for label in measured.images.new_class]
+        append_records(self.results, records)
+        print_table(title, records, new_class)
+        print(f"  written to {self.results}")
+        if self.report:
+            write_report(self.report, report_of(measured, records, state, home, selection))
+            print(f"  the report: {self.report}")
+
+
+def evaluate_run(run, flags, overrides, device):
+    """Measure one run (a folder or a checkpoint file). Returns its records, and the names of its unseen classes."""
+    home = run if run.is_dir() else run.parent
+    home = home.parent if home.name == "checkpoints" else home
+    state, chosen = target_free(run) if run.is_dir() else (load_checkpoint(run), GIVEN)
+    outputs = Outputs(home, flags.report)
+    # who made the checkpoint does not decide whether a classifier's code is run
+    settings = replace(Config.from_dict(state["config"]), **{"C_trust": False, **overrides})
+    evaluation, selection = Evaluation(flags, settings, state["dataset"]["classes"], device), None
+    if flags.oracle_select:
+        state, selection = oracle_select(evaluation, home, flags)
+        chosen = ORACLE
+    measured, records = evaluation.measure(run_images(state, flags, device), evaluation.metrics, chosen)
+    title = f"{run}, step {state['step']} ({chosen}), {flags.num} images a class from seed {flags.seed}"
+    outputs.write(title, measured, records, state, home, selection)
+    if selection:
+        free, best = selection["target_free"], selection["oracle"]
+        print(f"  {selection['metric']}: {figure(free['value'])} at step {free['step']} without and "
+              f"{figure(best['value'])} at step {best['step']} with real images of the unseen class to choose by")
+    return records, {measured.classes[label] for label in measured.images.new_class}
+
+
+def evaluate_images(flags, overrides, device):
+    """Measure images that were made elsewhere."""
+    settings = make_config(**overrides)
+    spec = DATASETS[settings.dataset]
+    images = file_images(flags.images, spec, settings.new_class, flags.num)
+    outputs = Outputs(flags.images, flags.report)
+    evaluation = Evaluation(flags, settings, spec.classes, device)
+    measured, records = evaluation.measure(images, evaluation.metrics, "")
+    outputs.write(f"{flags.images}, {flags.num} images a class", measured, records, {}, flags.images)
+
+
+def combine(runs, found):
+    """The records of several runs together: each figure's mean over the runs, and its 95 % interval by Student's t."""
+    values = {}
+    for record in (record for records in found for record in records):
+        values.setdefault((record["metric"], record["class"], record.get("group")), []).append(record)
+    combined = []
+    for (metric, label, group), records in values.items():
+        if len(records) < len(runs) or any(record["value"] is None for record in records):
+            continue  # of a class that is not in each of them, or not finite
+        value, low, high = combine_seeds([record["value"] for record in records])
+        combined.append({"metric": metric, "value": value, "low": low, "high": high, "class": label,
+                         **({"group": group} if group else {}), "n": sum(record["n"] for record in records),
+                         "first_seed": records[0]["first_seed"], "time": records[-1]["time"], "warning": "",
+                         "runs": [str(run) for run in runs], "values": [record["value"] for record in records]})
+    return combined
+
+
+def check_flags(flags, overrides):
+    """Raise UserError for flags that do not go together."""
+    if bool(flags.run) == bool(flags.images):
+        raise UserError("give either --run RUN, or --images PATH with --dataset and --new_class.")
+    for name in ("num", "batch_size"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name} is {getattr(flags, name)}; it must be at least 1.")
+    if flags.features == "inception" and not flags.inception_weights:
+        raise UserError("--features inception needs the weights of the FID network, with --inception_weights PATH.")
+    if flags.inception_weights and flags.features != "inception":
+        raise UserError("--inception_weights was given without --features inception.")
+    if flags.images:
+        if "dataset" not in overrides:
+            raise UserError("--images needs --dataset, so that it is known what the images are compared with.")
+        if flags.oracle_select:
+            raise UserError("--oracle_select chooses a checkpoint of a --run; leave it out with --images.")
+        return
+    for name in ("dataset", "new_class"):
+        if name in overrides:
+            raise UserError(f"--{name} is for --images; a run knows its own.")
+    for run in flags.run:
+        if flags.oracle_select and not run.is_dir():
+            raise UserError(f"--oracle_select chooses among the checkpoints of a run folder; {run} is none.")
 
 
 def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder; its newest checkpoint is measured")
-    parser.add_argument("--evaluator", type=Path, required=True, help="checkpoint of the classifier that judges")
-    parser.add_argument("--num", type=int, default=1000, help="images a class (default: 1000)")
-    parser.add_argument("--seed", type=int, default=10_000, help="seed of the first image (default: 10000)")
+    width = max(len(name) for name in METRICS)
+    parser = Parser(description=__doc__ + "\n".join(f"  {name:{width}}  {metric.description}"
+                                                    for name, metric in METRICS.items()))
+    parser.add_argument("--run", type=Path, nargs="+", default=[], help="run folders: best.pt of each where there is "
+                        "one, else its newest checkpoint; or checkpoint files")
+    parser.add_argument("--images", type=Path, help="images made elsewhere, instead of --run")
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="what to measure (default: all)")
+    parser.add_argument("--num", type=int, default=5000, help="images a class (default: 5000)")
+    parser.add_argument("--seed", type=int, default=10_000, help="seed of a run's first image (default: 10000)")
+    parser.add_argument("--features", choices=("evaluator", "inception"), default="evaluator",
+                        help="network whose features are compared (default: evaluator)")
+    parser.add_argument("--inception_weights", type=Path, help="weights of the FID network, for --features inception")
+    parser.add_argument("--oracle_select", action="store_true",
+                        help="measure the checkpoint that real images of the unseen class prefer, and say so")
+    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_flags(parser.add_argument_group("the judge, and what --images are of (a run knows its own)"), names=SETTINGS)
     flags = parser.parse_args()
-    if flags.num < 1:
-        raise UserError(f"--num is {flags.num}; it must be at least 1.")
-    state = load_checkpoint(flags.run)
-    probed_path = state["config"]["C_path"]
-    if Path(probed_path).resolve() == flags.evaluator.resolve():
-        raise UserError(f"{flags.evaluator} is the classifier that this run probed; it cannot judge its own images. "
-                        "Give an independent one.")
+    overrides = {name: value for name, value in vars(flags).items() if name in SETTINGS}
+    check_flags(flags, overrides)
     device = choose_device(flags.device)
-    sampler = Sampler(state, device)
-    n_classes = len(sampler.classes)
-    result = {"step": sampler.step, "unseen_classes": [sampler.classes[y] for y in sampler.config.new_class],
-              "oracle": sampler.config.oracle, "naive": sampler.config.naive, "images_per_class": flags.num,
-              "first_seed": flags.seed}
-    for name, path in (("evaluator", flags.evaluator), ("probed", probed_path)):
-        classifier = load_classifier(path, num_classes=n_classes, device=device)
-        result[name] = {"path": str(path), "arch": classifier.arch,
-                        **recognition(sampler, classifier, flags.num, flags.seed)}
-    write_json(flags.run / "result.json", result)
-
-    print(f"{flags.run}, step {sampler.step}, {flags.num} images a class, recognised as the class drawn "
-          "(95 % interval):")
-    for group in ("unseen", "seen"):
-        if group in result["evaluator"]:
-            names = f" ({', '.join(result['unseen_classes'])})" if group == "unseen" else ""
-            print(f"  {group + names:16} evaluator {percent(result['evaluator'][group])}   "
-                  f"probed classifier {percent(result['probed'][group])}")
-    print(f"  written to {flags.run / 'result.json'}")
+    if flags.images:
+        evaluate_images(flags, overrides, device)
+        return
+    found = [evaluate_run(run, flags, overrides, device) for run in flags.run]
+    if len(found) > 1:
+        combined, new_class = combine(flags.run, [records for records, _ in found]), found[0][1]
+        path = flags.run[0].resolve().parent / "combined.jsonl"
+        append_records(path, combined)
+        print_table(f"{len(found)} runs together, mean and 95 % interval over runs", combined, new_class)
+        print(f"  written to {path}")
 
 
 if __name__ == "__main__":

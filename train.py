@@ -182,9 +182,9 @@ class Training:
     def __init__(self, config, spec, device, state=None):
         self.config, self.spec, self.device = config, spec, device
         n_classes = len(spec.classes)
+        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
         torch.manual_seed(config.seed)
         self.C = probed_classifier(config, spec.classes, device)
-        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
         refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
         self.C_sha256 = fingerprint(self.C.model)
         networks = spec.resolution, spec.channels, n_classes

@@ -45,7 +45,7 @@ class Check:
     confidence: float  # mean probability of the predicted class
     calibration_error: float  # expected calibration error, 15 bins (Guo et al., 2017)
     noise_confidence: float  # mean probability of the predicted class on images of uniform noise
-    gradient_norm: float  # median L2 norm of the cross-entropy's gradient with respect to an image in [-1, 1]
+    gradient_norm: float  # median L2 norm of the gradient of -log p(another class), to an image in [-1, 1]
     problems: list[str] = field(default_factory=list)  # sentences; none: the check passed
 
     def __str__(self):
@@ -75,8 +75,12 @@ def calibration_error(confidence, hits, bins=15):
     return gaps.abs().sum().item() / len(hits)
 
 
-def gradient_norms(frozen, images, labels):
-    """L2 norm (N,) of the gradient of each image's cross-entropy; zeros where none reaches the images."""
+def gradient_norms(frozen, images):
+    """L2 norm (N,) of the gradient with which each image would become another class; zeros where none reaches it.
+
+    Of the class after the one predicted: towards its own, a confident classifier has no gradient left.
+    """
+    labels = (logits_of(frozen, images).argmax(1) + 1) % frozen.num_classes
     x = to_unit_range(images.to(frozen.mean.device)).requires_grad_()
     with torch.enable_grad():
         loss = F.cross_entropy(frozen(x), labels.to(x.device), reduction="sum")
@@ -86,6 +90,11 @@ def gradient_norms(frozen, images, labels):
     return torch.zeros(len(images)) if gradient is None else gradient.flatten(1).norm(dim=1).cpu()
 
 
+def standard_error(share, n):
+    """Of a share in [0, 1] of n images."""
+    return max(share * (1 - share), 0) ** 0.5 / n ** 0.5
+
+
 def least_accuracy(frozen, dataset, labels):
     """(least, what suggests it) for held-out images with these labels (N,) of the data set."""
     card = frozen.card if frozen.card.get("dataset") == dataset else {}
@@ -93,8 +102,8 @@ def least_accuracy(frozen, dataset, labels):
     shown = [per_class[y] for y in labels.tolist()] if len(per_class) > labels.max() else []
     if shown and None not in shown:
         expected = sum(shown) / len(shown)
-        error = (expected * (1 - expected) / len(labels)) ** 0.5
-        return expected - max(NEAR_CARD, 4 * error), f"its model card says {expected:.1%}"
+        margin = max(NEAR_CARD, 4 * standard_error(expected, len(labels)))
+        return expected - margin, f"its model card says {expected:.1%}"
     chance = 1 / frozen.num_classes
     return chance + ABOVE_CHANCE * (1 - chance), f"no model card, chance is {chance:.1%}"
 
@@ -176,7 +185,7 @@ def likeliest_cause(frozen, images, labels):
     return f"the likeliest cause is the {cause}: with {flags} it is {accuracy:.1%}", accuracy
 
 
-def behaviour_problems(frozen, images, labels):
+def behaviour_problems(frozen, images):
     """Sentences on what no classifier to probe should do. images uint8 (n, C, H, W), a few."""
     problems = []
     together, again = logits_of(frozen, images), logits_of(frozen, images)
@@ -192,7 +201,7 @@ def behaviour_problems(frozen, images, labels):
     if together.min() >= 0 and (together.sum(1) - 1).abs().max() < 1e-3:
         problems.append("it gives probabilities instead of logits, through which the gradient vanishes; give it "
                         "without its softmax.")
-    norms = gradient_norms(frozen, images, labels)
+    norms = gradient_norms(frozen, images)
     if not norms.isfinite().all() or norms.max() == 0:
         problems.append("no usable gradient of its cross-entropy reaches the image, so nothing could be learned from "
                         "it; give a network that is differentiable from pixels to logits.")
@@ -228,7 +237,7 @@ def check_classifier(frozen, images, labels, dataset="", split="test"):
     # in random order: the first of them stand for all
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     images, labels, stands_for = images[order], labels[order], stands_for[order]
-    confidence, predicted = logits_of(frozen, images).softmax(1).max(1)
+    confidence, predicted = logits_of(frozen, images).softmax(1).nan_to_num(0).max(1)
     hits = predicted == stands_for
     accuracy, (least, least_from) = hits.float().mean().item(), least_accuracy(frozen, dataset, labels)
     noise = torch.randint(0, 256, (BATCH, *images.shape[1:]), generator=torch.Generator().manual_seed(2))
@@ -236,12 +245,12 @@ def check_classifier(frozen, images, labels, dataset="", split="test"):
         images=len(images), split=split, accuracy=accuracy, least=least, least_from=least_from,
         confidence=confidence.mean().item(), calibration_error=calibration_error(confidence, hits),
         noise_confidence=logits_of(frozen, noise.to(torch.uint8)).softmax(1).max(1).values.mean().item(),
-        gradient_norm=gradient_norms(frozen, images[:BATCH], stands_for[:BATCH]).median().item())
-    problems = behaviour_problems(frozen, images[:8], stands_for[:8])
+        gradient_norm=gradient_norms(frozen, images[:BATCH]).median().item())
+    problems = behaviour_problems(frozen, images[:8])
     if not problems and (accuracy < least or not least_from.startswith("its model card")):
         sentence, better = likeliest_cause(frozen, images, labels)
         # without a card, a wrong normalisation may cost too little to show but for the comparison
-        margin = max(NEAR_CARD, 4 * (better * (1 - better) / min(TRIED, len(images))) ** 0.5)
+        margin = max(NEAR_CARD, 4 * standard_error(better, min(TRIED, len(images))))
         if better < accuracy + margin:
             sentence = "no other range, normalisation, channel order, size or class order does better by much: is it " \
                        "trained, and on these classes"

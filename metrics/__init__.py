@@ -1,1 +1,1 @@
-"""Measurements of a run's images; a file a family."""
+"""Measurements of generated images; a file a family, a registry by name (METRICS), the protocols in protocols.py."""

@@ -4,19 +4,16 @@ With the evaluator as judge it stands in for the human raters of the paper's fig
 classifier it is that classifier's acceptance, which the training itself maximised.
 """
 
-import torch
+import numpy as np
 from scipy.stats import binomtest
 
 
-@torch.no_grad()
-def confusion(sampler, classifier, labels, num, seed=0):
-    """Counts (len(labels), classifier's classes): how `num` images of each class are classified, on the CPU."""
-    rows = []
-    for k, label in enumerate(labels):
-        images = sampler.class_images(label, range(seed + k * num, seed + (k + 1) * num))
-        predicted = torch.cat([classifier(part.to(sampler.device)).argmax(1) for part in images.split(500)])
-        rows.append(torch.bincount(predicted, minlength=classifier.num_classes).cpu())
-    return torch.stack(rows)
+def confusion(predicted, drawn, num_classes):
+    """Counts {drawn label: int64 (num_classes,)}: how the images drawn for each label are classified.
+
+    predicted, drawn: labels (N,).
+    """
+    return {int(label): np.bincount(predicted[drawn == label], minlength=num_classes) for label in np.unique(drawn)}
 
 
 def rate(hits, total):
@@ -25,18 +22,21 @@ def rate(hits, total):
     return {"rate": int(hits) / int(total), "low": float(interval.low), "high": float(interval.high), "of": int(total)}
 
 
-def recognition(sampler, classifier, num, seed=0):
-    """Rates of the unseen classes, of the seen ones together and of each class, and the confusion matrix.
+def rate_difference(hits1, hits2, both, total):
+    """hits1/total - hits2/total for two yes-or-no judgements of the same images, with its 95 % interval.
 
-    classifier: a FrozenClassifier whose labels are those of the sampler's classes. num: images a class.
+    both: the images that both say yes to. Returns {'rate', 'low', 'high', 'of'}. Interval: Newcombe 1998,
+    "Improved confidence intervals for the difference between binomial proportions based on paired data",
+    method 8 (each share's Wilson interval, and the correlation of the two judgements).
     """
-    labels = sampler.drawn
-    counts = confusion(sampler, classifier, labels, num, seed)
-    hits = {y: int(counts[k, y]) for k, y in enumerate(labels)}
-    groups = {"unseen": [y for y in labels if y in sampler.config.new_class],
-              "seen": [y for y in labels if y not in sampler.config.new_class]}
-    result = {name: rate(sum(hits[y] for y in members), num * len(members))
-              for name, members in groups.items() if members}
-    result["per_class"] = {sampler.classes[y]: rate(hits[y], num) for y in labels}
-    result["confusion"] = {sampler.classes[y]: counts[k].tolist() for k, y in enumerate(labels)}
-    return result
+    first, second = rate(hits1, total), rate(hits2, total)
+    p1, p2 = first["rate"], second["rate"]
+    spread = np.sqrt(p1 * (1 - p1) * p2 * (1 - p2))
+    phi = (both / total - p1 * p2) / spread if spread > 0 else 0.0
+
+    def half(a, b):
+        return np.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    down = half(p1 - first["low"], second["high"] - p2)
+    up = half(first["high"] - p1, p2 - second["low"])
+    return {"rate": p1 - p2, "low": float(max(-1, p1 - p2 - down)), "high": float(min(1, p1 - p2 + up)), "of": total}

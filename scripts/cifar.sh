@@ -17,5 +17,6 @@ launch() {
         exec $python train.py --resume "$run" "$@"
     fi
     exec $python train.py --dataset C10 --new_class "$class" --batch_size "$batch_size" --run "$run" \
-        --C_path "${C_PATH:-classifiers/weights/cifar10_robust.pt}" $option "$@"
+        --C_path "${C_PATH:-pretrained/cifar10_robust.safetensors}" \
+        --evaluator "${EVALUATOR:-pretrained/cifar10_evaluator.safetensors}" $option "$@"
 }

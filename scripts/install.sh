@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv with the packages of requirements.txt, and of any other file given; returns at once when done before.
+# What a file named *no_deps.txt lists is installed without its dependencies.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for file in requirements.txt "$@"; do
@@ -10,7 +11,9 @@ for file in requirements.txt "$@"; do
             exit 2
         }
         echo "installing $file into .venv (once)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
+        alone=""
+        [[ $file == *no_deps.txt ]] && alone=--no-deps
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check $alone -r "$file"
         cp "$file" "$stamp"
     fi
 done

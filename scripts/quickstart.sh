@@ -20,12 +20,15 @@ run=runs/quickstart_$digit
         --out $classifiers/probed.pt
 # the judge: another architecture, another seed, never used in training the GAN
 [ -f $classifiers/evaluator.pt ] ||
-    $python -m classifiers.train --dataset digits --arch resnet8 --epochs 12 --seed 1 --out $classifiers/evaluator.pt
+    $python -m classifiers.train --dataset digits --arch resnet8 --role evaluator --epochs 12 --seed 1 \
+        --out $classifiers/evaluator.pt
 
 if compgen -G "$run/checkpoints/step_*.pt" > /dev/null; then
     $python train.py --resume "$run"
 else
-    $python train.py --dataset digits --new_class "$digit" --C_path $classifiers/probed.pt --run "$run"
+    $python train.py --dataset digits --new_class "$digit" --C_path $classifiers/probed.pt \
+        --evaluator $classifiers/evaluator.pt --run "$run"
 fi
-$python evaluate.py --run "$run" --evaluator $classifiers/evaluator.pt
-echo "look at $run/samples.png: a row a class, the unseen one framed in red"
+$python evaluate.py --run "$run" --num 1000 --report \
+    --metrics recognition activation adversarial_gap intra_fd precision_recall_density_coverage nearest_seen
+echo "look at $run/samples.png: a row a class, the unseen one framed in red; and open $run/report.html"

@@ -1,87 +1,404 @@
-"""evaluate.py and metrics: rates and intervals against hand-computed values, the judge kept independent."""
+"""evaluate.py and its protocols: closed forms, planted faults, the same numbers whoever drew the images."""
 
 import json
 import math
+import re
 import sys
 
+import h5py
+import numpy as np
 import pytest
 import torch
-from test_sample import make_state
-from torch import nn
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 import evaluate
 import utils
+from BigGAN import make_generator
 from classifiers import build
-from metrics.recognition import rate, recognition
-from sample import Sampler
-from utils import save_checkpoint, save_torch
+from config import make_config
+from metrics import protocols
+from metrics.recognition import confusion, rate, rate_difference
+from metrics.registry import METRICS, find_metric, register
+from metrics.report import number
+from sample import Sampler, save_npz
+from utils import DATASETS, UserError, load_checkpoint, save_checkpoint, save_torch
+
+CLASSES = DATASETS["digits"].classes
+AUDIT = {"statement": "No image of 7 was used.", "oracle": False, "dataset": "digits", "classes": list(CLASSES),
+         "unseen_labels": [7], "unseen_classes": ["7"], "images_per_class": {name: 30 for name in CLASSES} | {"7": 0},
+         "images_used": 270, "sha256": "0" * 64, "unseen_images_left_out": 30, "duplicates_removed": []}
+QUICK = ["recognition", "activation", "fd"]
 
 
-class Always(nn.Module):
-    """A judge that sees class 1 in everything but dark images, where it sees class 0."""
+def make_run(root, name, steps=(5,), seed=0, **settings):
+    """A run folder with untrained generators, one a step, as train.py writes it."""
+    config = make_config(dataset="digits", new_class=["7"], C_path=str(root / "probed.pt"), data_root=str(root), G_ch=2,
+                         dim_z=12, shared_dim=8, keep=9, **settings)
+    for step in steps:
+        torch.manual_seed(seed + step)
+        G = make_generator(config, 16, 1, 10)
+        save_checkpoint(root / name, {
+            "config": config.as_dict(), "step": step, "G_ema": G.state_dict(), "audit": AUDIT,
+            "dataset": {"resolution": 16, "channels": 1, "classes": list(CLASSES)}}, keep=9)
+    return root / name
 
-    num_classes = 3
 
-    def forward(self, images):
-        dark = (images.mean((1, 2, 3)) < 0).float()
-        return torch.stack([dark, 1 - dark, torch.zeros_like(dark)], 1)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data root with 300 noise 'digits', two untrained classifiers and a run."""
+    root = tmp_path_factory.mktemp("world")
+    generator = np.random.default_rng(0)
+    (root / "digits").mkdir()
+    with h5py.File(root / "digits/train.h5", "w") as file:
+        file["images"] = generator.integers(0, 256, (300, 1, 16, 16), dtype=np.uint8)
+        file["labels"] = np.arange(300) % 10
+        file.attrs["classes"] = list(CLASSES)
+    torch.manual_seed(0)
+    for name, arch in (("probed", "smallcnn"), ("evaluator", "resnet8")):
+        save_torch(root / f"{name}.pt", {"arch": arch, "num_classes": 10, "channels": 1, "resolution": 16,
+                                         "mean": [0.5], "std": [0.5], "state_dict": build(arch, 10, 1).state_dict()})
+    make_run(root, "run")
+    return root
+
+
+@pytest.fixture
+def measure(world, monkeypatch):
+    """A function that calls evaluate.py in this process with these flags, and the evaluator and the device."""
+    monkeypatch.setattr(protocols, "PAIRS", 20)
+    monkeypatch.setattr(protocols, "SUBSETS", 10)
+
+    def call(*flags):
+        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", *flags]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+        utils.run_main(evaluate.main)
+    return call
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def results(folder, measure, *flags):
+    """The records that one call appends in `folder`, by metric and class."""
+    before = len(lines(folder / "results.jsonl")) if (folder / "results.jsonl").exists() else 0
+    measure(*flags)
+    return {(r["metric"], r["class"]): r for r in lines(folder / "results.jsonl")[before:]}
+
+
+def elsewhere(world, path, *flags):
+    return ["--images", path, "--dataset", "digits", "--new_class", 7, "--data_root", world, *flags]
+
+
+def training_set(world):
+    with h5py.File(world / "digits/train.h5") as file:
+        return file["images"][:], file["labels"][:]
+
+
+def save_images(path, x, y):
+    np.savez(path, x=x, y=y)
+    return path
+
+
+# ------------------------------------------------------------------------------------- hand-computed
+
+
+def wilson(p, n, sign, z=1.959964):
+    return (p + z * z / (2 * n) + sign * z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
 
 def test_rate_is_the_wilson_interval():
     share = rate(8, 10)
-    z, p, n = 1.959964, 0.8, 10
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert share["rate"] == 0.8 and share["of"] == 10
-    assert share["low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
-    assert share["high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
+    assert share["low"] == pytest.approx(wilson(0.8, 10, -1), abs=1e-6)
+    assert share["high"] == pytest.approx(wilson(0.8, 10, 1), abs=1e-6)
 
 
-def test_recognition_counts_what_the_judge_says():
-    sampler = Sampler(make_state(), torch.device("cpu"))
-    result = recognition(sampler, Always(), num=30, seed=4)
-    for label, name in enumerate(sampler.classes):
-        images = sampler.class_images(label, range(4 + 30 * label, 34 + 30 * label))
-        dark = int((images.mean((1, 2, 3)) < 0).sum())
-        assert result["confusion"][name] == [dark, 30 - dark, 0]
-    assert result["unseen"]["rate"] == 0 and result["unseen"]["of"] == 30  # the judge knows no horse
-    hits = result["confusion"]["cat"][0] + result["confusion"]["dog"][1]
-    assert result["seen"]["rate"] == hits / 60
+def test_the_difference_of_paired_rates_is_newcombe_s():
+    a, b, c, d = 20, 15, 3, 12  # both, first alone, second alone, neither
+    n, p1, p2 = 50, 35 / 50, 23 / 50
+    phi = (a * d - b * c) / math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    down1, up1, down2, up2 = (abs(wilson(p, n, sign) - p) for p in (p1, p2) for sign in (-1, 1))
+    gap = rate_difference(a + b, a + c, a, n)
+    assert gap["rate"] == pytest.approx(0.24) and gap["of"] == 50
+    assert gap["rate"] - gap["low"] == pytest.approx(math.sqrt(down1**2 - 2 * phi * down1 * up2 + up2**2), abs=1e-6)
+    assert gap["high"] - gap["rate"] == pytest.approx(math.sqrt(up1**2 - 2 * phi * up1 * down2 + down2**2), abs=1e-6)
+    assert rate_difference(10, 10, 10, 10)["rate"] == 0
 
 
-@pytest.fixture
-def run(tmp_path):
-    torch.manual_seed(0)
-    for name, arch in (("probed", "smallcnn"), ("evaluator", "resnet8")):
-        save_torch(tmp_path / f"{name}.pt", {"arch": arch, "num_classes": 3, "channels": 3, "resolution": 16,
-                                             "mean": [0.5] * 3, "std": [0.5] * 3,
-                                             "state_dict": build(arch, 3, 3).state_dict()})
-    save_checkpoint(tmp_path / "run", make_state(C_path=str(tmp_path / "probed.pt")), keep=1)
-    return tmp_path / "run"
+def test_confusion_counts_what_the_judge_says():
+    counts = confusion(np.array([0, 2, 2, 1, 0]), np.array([2, 2, 2, 0, 0]), 3)
+    assert {label: row.tolist() for label, row in counts.items()} == {2: [1, 0, 2], 0: [1, 1, 0]}
 
 
-def call(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags), "--device", "cpu"])
-    utils.run_main(evaluate.main)
+# ------------------------------------------------------------------------------------- the registry
 
 
-def test_result_json_and_the_printed_lines(run, monkeypatch, capsys):
-    call(monkeypatch, "--run", run, "--evaluator", run.parent / "evaluator.pt", "--num", 20)
-    result = json.loads((run / "result.json").read_text())
-    assert result["unseen_classes"] == ["horse"] and result["step"] == 5
-    assert result["evaluator"]["arch"] == "resnet8" and result["probed"]["arch"] == "smallcnn"
-    assert sum(result["evaluator"]["confusion"]["cat"]) == 20
+def test_names_are_protocols_and_no_two_are_equal():
+    for name in ("fd", "fid"):
+        with pytest.raises(ValueError, match="registered already"):
+            register(name, "again")(list)
+    assert find_metric("intra_fd5k", num=5000) is METRICS["intra_fd"]
+    assert find_metric("intra_fid5k", inception=True, num=5000) is METRICS["intra_fd"]
+    with pytest.raises(UserError, match="measured on 5k images a class, and --num is 1000"):
+        find_metric("intra_fd5k", num=1000)
+    with pytest.raises(UserError, match="with those given it is called 'intra_fd'"):
+        find_metric("intra_fid5k", num=5000)
+    with pytest.raises(UserError, match="with those given it is called 'inception_score'"):
+        find_metric("classifier_score", inception=True)
+    with pytest.raises(UserError, match=r"unknown \(did you mean 'recognition'\?\).*Known: recognition, "):
+        find_metric("recogniton")
+
+
+# --------------------------------------------------------------------------------------- end to end
+
+
+def test_every_measurement_of_a_run(world, measure, capsys):
+    run = world / "run"
+    found = results(run, measure, "--run", run, "--num", 24, "--report")
+    names = {name.split("@")[0] for name, _ in found}
+    expected = {part for metric in METRICS.values() for part in metric.parts or (metric.name,)}
+    assert names == expected - {"intra_fd"} | {"intra_fd24"}
+    for (name, _), record in found.items():
+        assert math.isfinite(record["value"]) and record["step"] == 5 and record["first_seed"] == 10_000
+        if not name.startswith("effective_rank"):
+            assert record["low"] <= record["value"] <= record["high"], name
+    for name in ("recognition", "fd", "kid", "am_score"):
+        assert any(metric == f"{name}@digits_evaluator" for metric, _ in found)
+
+    # each record says what an independent reading of the same images says
+    sampler = Sampler(load_checkpoint(run), torch.device("cpu"))
+    images = utils.to_unit_range(utils.to_uint8(sampler.class_images(7, range(10_000 + 7 * 24, 10_000 + 8 * 24))))
+    judged = evaluate.load_classifier(world / "evaluator.pt")(images).argmax(1)
+    probed = evaluate.load_classifier(world / "probed.pt")(images).softmax(1)
+    own = found["recognition@digits_evaluator", "7"]
+    assert own["value"] == pytest.approx((judged == 7).float().mean().item())
+    shares = {name: (judged == k).float().mean().item() for k, name in enumerate(CLASSES)}
+    assert own["confusion"] == pytest.approx(shares)
+    assert found["activation", "7"]["value"] == pytest.approx(probed[:, 7].mean().item(), abs=1e-4)
+    gap = found["adversarial_gap@digits_evaluator", "7"]
+    assert gap["value"] == pytest.approx((probed.argmax(1) == 7).float().mean().item() - own["value"])
+
     said = capsys.readouterr().out
-    assert "unseen (horse)" in said and f"{result['evaluator']['unseen']['rate']:.1%}" in said
+    assert "recognition@digits_evaluator" in said and "7 (unseen)" in said and f"{own['value']:.4g}" in said
+    assert "24 generated images are fewer than the 64 features" in said
+    report = (run / "report.html").read_text()
+    assert "data:image/png;base64" in report and "recognition" in report
 
 
-@pytest.mark.parametrize("evaluator, extra, words", [
-    ("probed.pt", [], "cannot judge its own images"),
-    ("missing.pt", [], "missing.pt' does not exist"),
-    ("evaluator.pt", ["--num", "0"], "--num is 0"),
-    ("evaluator.pt", ["--run", "nowhere"], "no checkpoint at nowhere"),
-])
-def test_wrong_input_gets_a_sentence(run, monkeypatch, capsys, evaluator, extra, words):
+def test_the_numbers_do_not_depend_on_the_batch_size(world, measure):
+    run = make_run(world, "batches", naive=True)
+    flags = ["--run", run, "--num", 24, "--metrics", "activation", "fd", "intra_fd", "classifier_score"]
+    whole, parts = results(run, measure, *flags), results(run, measure, *flags, "--batch_size", 7)
+    for key, record in whole.items():
+        assert parts[key]["value"] == pytest.approx(record["value"], rel=2e-3), key
+
+
+def test_a_folder_and_an_npz_give_the_numbers_of_the_run(world, measure, tmp_path):
+    run = world / "run"
+    sampler = Sampler(load_checkpoint(run), torch.device("cpu"))
+    save_npz(tmp_path / "images.npz", sampler, sampler.drawn, 8, 10_000)
+    with np.load(tmp_path / "images.npz") as arrays:
+        for i, (image, label) in enumerate(zip(arrays["x"], arrays["y"], strict=True)):
+            path = tmp_path / "tree" / CLASSES[label] / f"{i:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(torch.from_numpy(image)).save(path)
+    metrics = ["--num", 8, "--metrics", *QUICK, "intra_fd", "kid", "nearest_seen"]
+    of_run = results(run, measure, "--run", run, *metrics)
+    measure(*elsewhere(world, tmp_path / "images.npz", "--C_path", world / "probed.pt", *metrics))
+    measure(*elsewhere(world, tmp_path / "tree", "--C_path", world / "probed.pt", *metrics))
+    for path in (tmp_path / "images.results.jsonl", tmp_path / "tree/results.jsonl"):
+        found = {(r["metric"], r["class"]): r for r in lines(path)}
+        assert found.keys() == of_run.keys()
+        for key, record in of_run.items():
+            assert found[key]["value"] == pytest.approx(record["value"], rel=1e-6), key
+            assert found[key]["low"] == pytest.approx(record["low"], rel=1e-6), key
+
+
+def test_the_training_images_themselves_are_at_distance_0(world, measure, tmp_path):
+    x, y = training_set(world)
+    path = save_images(tmp_path / "real.npz", x, y)
+    measure(*elsewhere(world, path, "--num", 30))
+    found = {(r["metric"].split("@")[0], r["class"]): r["value"] for r in lines(tmp_path / "real.results.jsonl")}
+    assert found["fd", None] == pytest.approx(0, abs=1e-6) and found["intra_fd30", "7"] == pytest.approx(0, abs=1e-6)
+    assert found["kid", None] < 1e-3 and found["precision", "7"] == found["recall", "7"] == found["coverage", "7"] == 1
+    assert found["memorization", "3"] == 1  # a copy of its own class
+    assert found["memorization", "7"] < 0.2  # no image of 7 is in the image set
+    assert ("activation", "7") not in found  # no classifier was probed
+    own = [r for r in lines(tmp_path / "real.results.jsonl") if r["metric"].startswith("nearest_seen")]
+    assert len(own) == 2 and all(r["to_real_of_its_class"] == 0 < r["value"] for r in own)
+
+
+def test_copies_of_seen_images_are_found_in_features_and_in_pixels(world, measure, tmp_path):
+    x, y = training_set(world)
+    noise = np.random.default_rng(1).integers(0, 256, (10, 1, 16, 16), dtype=np.uint8)
+    path = save_images(tmp_path / "copies.npz", np.concatenate((x[y == 3][:10], noise)), np.full(20, 7))
+    measure(*elsewhere(world, path, "--num", 20, "--metrics", "nearest_seen", "memorization"))
+    for record in lines(tmp_path / "copies.results.jsonl"):
+        if record["metric"].startswith("memorization"):
+            assert 0.5 <= record["value"] <= 0.6 and record["class"] == "7"
+        else:
+            assert record["nearest_classes"]["3"] >= 0.5 and record["nearest_classes"]["7"] == 0
+            assert record["references"] == 270
+
+
+def test_several_runs_are_measured_each_and_together(world, measure, capsys):
+    runs = [make_run(world, f"seed_{k}", seed=100 * k, naive=True) for k in range(3)]
+    measure("--run", *runs, "--num", 24, "--metrics", "activation")
+    each = [next(r["value"] for r in lines(run / "results.jsonl") if r["class"] == "7") for run in runs]
+    together = next(r for r in lines(world / "combined.jsonl") if r["class"] == "7")
+    assert together["values"] == each and together["value"] == pytest.approx(np.mean(each))
+    half = 4.302653 * np.std(each, ddof=1) / math.sqrt(3)  # Student's t of 2 degrees of freedom
+    assert together["high"] - together["value"] == pytest.approx(half, rel=1e-5)
+    assert "3 runs together" in capsys.readouterr().out
+
+
+def test_oracle_selection_is_labelled_and_its_gain_is_said(world, measure, capsys):
+    run = make_run(world, "several", steps=(5, 6, 7), naive=True)
+    by_step = {}
+    for step in (5, 6, 7):
+        file = run / f"checkpoints/step_{step:08}.pt"
+        by_step[step] = results(run, measure, "--run", file, "--num", 24, "--metrics", "intra_fd")
+    values = {step: found["intra_fd24@digits_evaluator", "7"]["value"] for step, found in by_step.items()}
+    best = min(values, key=values.get)
+    save_torch(run / "best.pt", load_checkpoint(run / "checkpoints/step_00000006.pt"))
+    free = results(run, measure, "--run", run, "--num", 24, "--metrics", "intra_fd")
+    assert {(r["step"], r["selection"]) for r in free.values()} == {(6, "target-free selection")}
+    capsys.readouterr()
+    chosen = results(run, measure, "--run", run, "--num", 24, "--metrics", "intra_fd", "--oracle_select", "--report")
+    label = "oracle selection (uses real images of the unseen class)"
+    assert {(r["step"], r["selection"]) for r in chosen.values()} == {(best, label)}
+    said = capsys.readouterr().out
+    assert f"{values[6]:.4g} at step 6 without and {values[best]:.4g} at step {best} with real images" in said
+    report = (run / "report.html").read_text()
+    assert label in said and number(values[6]) in report and number(values[best]) in report
+
+
+def test_the_report_warns_of_a_collapse_that_the_watch_saw(world, measure):
+    run = make_run(world, "collapsed", naive=True)
+    (run / "collapse.jsonl").write_text(json.dumps({"step": 4, "warnings": ["class 7 has collapsed"]}) + "\n")
+    measure("--run", run, "--num", 6, "--metrics", "recognition", "--report")
+    assert "Step 4: class 7 has collapsed" in (run / "report.html").read_text()
+
+
+# ---------------------------------------------------------------------------------------- bad inputs
+
+
+def refused(measure, capsys, *flags):
+    """The sentence that evaluate.py ends with, having exited with 2."""
     with pytest.raises(SystemExit) as stopped:
-        call(monkeypatch, "--run", run, "--evaluator", run.parent / evaluator, *extra)
-    assert stopped.value.code == 2 and words in capsys.readouterr().err
-    assert not (run / "result.json").exists()
+        measure(*flags)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], "give either --run RUN, or --images PATH"),
+    (["--run", "RUN", "--num", 0], "--num is 0"),
+    (["--run", "nowhere"], "no checkpoint at nowhere"),
+    (["--run", "RUN", "--evaluator", "missing.pt"], "missing.pt' does not exist"),
+    (["--run", "RUN", "--evaluator", "PROBED"], "are the same classifier; one that was probed cannot judge"),
+    (["--run", "RUN", "--metrics", "recogniton"], "did you mean 'recognition'"),
+    (["--run", "RUN", "--features", "inception"], "--inception_weights PATH"),
+    (["--run", "RUN", "--features", "inception", "--inception_weights", "none.pth"], "weights none.pth do not exist"),
+    (["--run", "RUN", "--dataset", "digits"], "--dataset is for --images"),
+    (["--run", "RUN", "--data_root", "nowhere", "--metrics", "fd"], "you can measure: --metrics recognition"),
+    (["--images", "nowhere"], "--images needs --dataset"),
+    (["--images", "nowhere", "--dataset", "digits"], "no unseen class was given"),
+    (["--images", "nowhere", "--dataset", "digits", "--new_class", 7], "nowhere does not exist"),
+])
+def test_wrong_flags_get_a_sentence(world, measure, capsys, flags, words):
+    names = {"RUN": world / "run", "PROBED": world / "probed.pt"}
+    assert words in refused(measure, capsys, *(names.get(flag, flag) for flag in flags))
+
+
+def test_a_copy_of_the_probed_classifier_is_no_evaluator(world, measure, capsys, tmp_path):
+    """Not under another name, and not rounded to half precision either."""
+    file = torch.load(world / "probed.pt", weights_only=True)
+    weights = {name: value.half().float() if value.is_floating_point() else value
+               for name, value in file["state_dict"].items()}
+    save_torch(tmp_path / "another_name.pt", {**file, "state_dict": weights})
+    said = refused(measure, capsys, "--run", world / "run", "--evaluator", tmp_path / "another_name.pt", "--num", 5)
+    assert "are the same classifier; one that was probed cannot judge" in said
+
+
+def test_an_evaluator_of_other_classes_is_refused(world, measure, capsys, tmp_path):
+    file = torch.load(world / "evaluator.pt", weights_only=True)
+    save_torch(tmp_path / "e.pt", {**file, "classes": list(reversed(CLASSES))})
+    said = refused(measure, capsys, "--run", world / "run", "--evaluator", tmp_path / "e.pt", "--num", 5)
+    assert "was trained on the classes 9, 8" in said
+
+
+def test_a_generator_that_draws_nan_is_refused(world, measure, capsys, tmp_path):
+    state = load_checkpoint(world / "run")
+    state["G_ema"]["shared.weight"][3] = float("nan")
+    save_checkpoint(tmp_path / "nan", state, keep=1)
+    said = refused(measure, capsys, "--run", tmp_path / "nan", "--num", 5, "--metrics", "recognition")
+    assert "drew NaN or infinite pixels" in said
+    assert not (tmp_path / "nan/results.jsonl").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(world, measure, capsys):
+    run = make_run(world, "blocked")
+    (run / "report.html").mkdir()
+    said = refused(measure, capsys, "--run", run, "--num", 5, "--report")
+    assert "report.html cannot be written (a folder has its name)" in said
+    assert not (run / "results.jsonl").exists()
+
+
+def image(shape=(1, 16, 16), dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("x, y, words", [
+    (image((30, 3, 16, 16)), [7] * 30, r"x in .* is uint8 \(30, 3, 16, 16\); .* needs uint8 \(N, 1, 16, 16\)"),
+    (image((30, 1, 8, 8)), [7] * 30, r"is uint8 \(30, 1, 8, 8\)"),
+    (np.full((30, 1, 16, 16), np.nan), [7] * 30, "holds NaN or infinite pixels"),
+    (image((30, 1, 16, 16), np.float32), [7] * 30, "is float32"),
+    (image((0, 1, 16, 16)), np.zeros(0, int), "holds no image"),
+    (image((30, 1, 16, 16)), [7] * 29, "one label from 0 to 9 for each of the 30 images"),
+    (image((30, 1, 16, 16)), [10] * 30, "one label from 0 to 9"),
+    (image((30, 1, 16, 16)), [3] * 30, "no image of class 7"),
+    (image((9, 1, 16, 16)), [7] * 9, "holds 9 images of class 7 and --num asks for 24 a class; .* --num 9"),
+    (np.full((30, 1, 16, 16), 128, np.uint8), [7] * 30, "every image of class 7 is of one colour"),
+])
+def test_an_npz_that_does_not_fit_gets_a_sentence(world, measure, capsys, tmp_path, x, y, words):
+    path = save_images(tmp_path / "x.npz", x, np.array(y))
+    said = refused(measure, capsys, *elsewhere(world, path, "--num", 24, "--metrics", "recognition"))
+    assert re.search(words, said) and said.count("\n") == 1, said
+
+
+def test_files_that_are_no_images_get_a_sentence(world, measure, capsys, tmp_path):
+    def said():
+        return refused(measure, capsys, *elsewhere(world, tmp_path / "tree", "--num", 2, "--metrics", "recognition"))
+
+    (tmp_path / "tree").mkdir()
+    assert "holds no images as <class>/<file>" in said()
+    (tmp_path / "tree/seven").mkdir()
+    assert "class 'seven' is not in this data set" in said()
+    (tmp_path / "tree/seven").rename(tmp_path / "tree/7")
+    assert "holds no image of class 7" in said()
+    for name in ("a", "b"):
+        Image.new("L", (16, 16)).save(tmp_path / f"tree/7/{name}.png")
+    assert "every image of class 7 is of one colour" in said()
+    for wrong, words in ((Image.new("L", (16, 20)), "1 channels of 16x20"), (Image.new("RGB", (16, 16)), "3 channels")):
+        wrong.save(tmp_path / "tree/7/b.png")
+        assert words in said()
+    (tmp_path / "tree/7/b.png").write_bytes(b"no image")
+    assert "b.png does not decode" in said()
+    (tmp_path / "x.npz").write_bytes(b"no archive")
+    words = refused(measure, capsys, *elsewhere(world, tmp_path / "x.npz"))
+    assert "is no npz with the arrays x and y" in words
+
+
+def test_suspicious_images_are_warned_of(world, measure, tmp_path, capsys):
+    def said(x):
+        path = save_images(tmp_path / "x.npz", x, np.full(30, 7))
+        measure(*elsewhere(world, path, "--num", 30, "--metrics", "recognition"))
+        return capsys.readouterr().out
+
+    x = image((30, 1, 16, 16))
+    x[3:5] = 0
+    assert "warning: 2 of 30 images of class 7 are of one colour" in said(x)
+    x[:] = x[0]
+    assert "warning: All 30 images of class 7 are the same image" in said(x)

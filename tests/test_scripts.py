@@ -59,6 +59,22 @@ def test_cifar_launchers_start_and_resume(checkout, name, option):
     assert done.stdout.splitlines()[1].split() == ["train.py", "--resume", f"runs/C10_{name}_horse"]
 
 
+@pytest.mark.parametrize("dataset, stem", [("C10", "cifar"), ("MNIST", "mnist")])
+def test_classifier_launchers_make_what_is_missing(checkout, dataset, stem):
+    script = f"launch_train_{stem}_classifiers.sh"
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
+    prefix = f"pretrained/{'cifar10' if stem == 'cifar' else stem}"
+    (checkout / "pretrained").mkdir()
+    (checkout / f"{prefix}_robust.safetensors").touch()
+    done = shell(script, "--device", "cuda", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1] == f"{prefix}_robust.safetensors is there"
+    for line, name in ((lines[0], "regular"), (lines[2], "evaluator")):
+        assert line.startswith(f"-m classifiers.train --out {prefix}_{name}.safetensors --dataset {dataset} ")
+        assert line.endswith("--device cuda") and ("--role evaluator" in line) == (name == "evaluator")
+
+
 def test_the_benchmark_counts_arithmetic_and_prints_a_share():
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks/step_time.py"), "--width", "2", "--batch_size", "2",
                            "--num_D_steps", "1", "--repeats", "1", "--device", "cpu"], capture_output=True, text=True)

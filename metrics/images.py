@@ -1,0 +1,146 @@
+"""Generated images under one interface, whoever made them: a run, a folder, or an npz; checked as they are read."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.sources import image_files
+from utils import UserError, class_label, to_uint8
+
+BANDS = {1: "one channel", 3: "three channels"}
+
+
+class RunImages:
+    """The images that a run's sampler draws, rounded to 8 bits as any file of them would be.
+
+    classes: names in label order. drawn: the labels that there are images of. new_class: labels y*. left_out: labels
+    whose real images were not in the image set (none for an oracle run). shape: (C, H, W). The k-th drawn class
+    has the seeds first_seed + k*num to first_seed + (k+1)*num - 1, as in sample.py --mode npz.
+    """
+
+    def __init__(self, sampler, resolution, channels, num, first_seed):
+        self.sampler, self.num, self.first_seed = sampler, num, first_seed
+        self.classes, self.drawn = sampler.classes, list(sampler.drawn)
+        self.new_class, self.left_out = list(sampler.config.new_class), list(sampler.unseen)
+        self.shape, self.step = (channels, resolution, resolution), sampler.step
+
+    def seed(self, label, i):
+        """The seed of image i of a class."""
+        return self.first_seed + self.sampler.drawn.index(label) * self.num + i
+
+    def read(self, label, start, stop):
+        """Images `start` to `stop` of a class: uint8 (stop - start, C, H, W) on the CPU. Raises UserError for NaN."""
+        images = self.sampler.class_images(label, range(self.seed(label, start), self.seed(label, stop)))
+        if not images.isfinite().all():
+            raise UserError(f"the generator drew NaN or infinite pixels for class {self.classes[label]} at step "
+                            f"{self.step}; its weights are damaged: measure an earlier checkpoint.")
+        return to_uint8(images)
+
+
+class FileImages:
+    """Images that somebody else made; the interface of RunImages.
+
+    rows: {label: what `load` takes}, at least `num` a class. load: rows -> uint8 (n, C, H, W).
+    """
+
+    first_seed = step = None
+
+    def __init__(self, path, spec, new_class, num, rows, load):
+        self.classes, self.shape = spec.classes, (spec.channels, spec.resolution, spec.resolution)
+        self.new_class = self.left_out = list(new_class)
+        self.num, self.drawn, self.rows, self.load = num, sorted(rows), rows, load
+        for label in sorted({*rows, *new_class}):
+            found, name = len(rows.get(label, ())), spec.classes[label]
+            if not found:
+                raise UserError(f"{path} holds no image of class {name}; add some, or "
+                                + ("name another --new_class." if label in new_class else "remove its folder."))
+            if found < num:
+                raise UserError(f"{path} holds {found} images of class {name} and --num asks for {num} a class; "
+                                f"make more, or give --num {min(map(len, rows.values()))}.")
+
+    def seed(self, label, i):
+        """The place of image i in its class; how it was drawn is not known."""
+        return i
+
+    def read(self, label, start, stop):
+        """Images `start` to `stop` of a class: uint8 (stop - start, C, H, W) on the CPU."""
+        return self.load(self.rows[label][start:stop])
+
+
+def folder_images(path, spec, new_class, num):
+    """The FileImages of <path>/<class>/<file>, in the order of the file names; a class is a name or a label.
+
+    Raises UserError for a folder that is empty, a class that is unknown or has too few images, and, as they are
+    read, for an image that does not decode or has not the data set's size and channels.
+    """
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise UserError(f"{path} holds no images as <class>/<file>; make a folder for each class of {spec.folder}, "
+                        f"such as {path / spec.classes[(new_class or [0])[0]]}.")
+    rows = {class_label(spec, folder.name): [folder / file for file in image_files(folder)] for folder in folders}
+
+    def load(files):
+        return torch.from_numpy(np.stack([read_image(file, spec) for file in files]))
+
+    return FileImages(path, spec, new_class, num, rows, load)
+
+
+def read_image(path, spec):
+    """The pixels of one file, uint8 (C, H, W). Raises UserError where they are not what the data set needs."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    except Exception as error:  # the decoders raise errors of many kinds
+        raise UserError(f"image {path} does not decode ({error}); repair it or remove it.") from error
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    wanted = (spec.channels, spec.resolution, spec.resolution)
+    if pixels.shape != wanted or pixels.dtype != np.uint8:
+        raise UserError(f"image {path} has {pixels.shape[0]} channels of {pixels.shape[2]}x{pixels.shape[1]} "
+                        f"{pixels.dtype} pixels; data set {spec.folder} needs {BANDS[spec.channels]} of "
+                        f"{spec.resolution}x{spec.resolution} 8-bit pixels: convert it.")
+    return pixels
+
+
+def npz_images(path, spec, new_class, num):
+    """The FileImages of an npz with x, uint8 (N, C, H, W), and y, labels (N,), as sample.py --mode npz writes it.
+
+    Raises UserError for a file that is damaged, or has not the data set's size, channels and labels.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no npz with the arrays x and y ({error}); write it as sample.py --mode npz "
+                        "does.") from error
+    wanted = (spec.channels, spec.resolution, spec.resolution)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise UserError(f"{path} holds NaN or infinite pixels; x must be uint8 (N, {', '.join(map(str, wanted))}).")
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != wanted:
+        raise UserError(f"x in {path} is {x.dtype} {x.shape}; data set {spec.folder} needs uint8 (N, "
+                        f"{', '.join(map(str, wanted))}).")
+    if not len(x):
+        raise UserError(f"{path} holds no image.")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not 0 <= y.min() <= y.max() < len(spec.classes):
+        raise UserError(f"y in {path} must hold one label from 0 to {len(spec.classes) - 1} for each of the {len(x)} "
+                        "images of x.")
+    rows = {int(label): np.flatnonzero(y == label) for label in np.unique(y)}
+    return FileImages(path, spec, new_class, num, rows, lambda chosen: torch.from_numpy(x[chosen]))
+
+
+def file_images(path, spec, new_class, num):
+    """The images in a folder or an npz. Raises UserError as folder_images and npz_images do."""
+    path = Path(path)
+    if path.is_dir():
+        return folder_images(path, spec, new_class, num)
+    if path.is_file():
+        return npz_images(path, spec, new_class, num)
+    raise UserError(f"{path} does not exist; give a folder of <class>/<file> or an npz of sample.py --mode npz.")
+
+
+def count_flat(images):
+    """How many of the images (n, C, H, W) are of one colour."""
+    rows = images.flatten(2)
+    return int((rows == rows[:, :, :1]).all(2).all(1).sum())

@@ -1,0 +1,75 @@
+"""What the report of a measurement shows: samples with what the classifiers say, neighbours, the rest of the run."""
+
+import json
+
+from metrics.registry import METRICS
+
+
+def said_of(probabilities, names):
+    """{'class', 'confidence'} of the first choice of each row (n, K)."""
+    best = probabilities.argmax(1)
+    return [{"class": names[k], "confidence": float(row[k])} for k, row in zip(best, probabilities, strict=True)]
+
+
+def as_pixels(image):
+    """uint8 (C, H, W) -> (H, W) or (H, W, 3), as Pillow takes it."""
+    return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
+
+
+def shown_samples(measured, per_class=(30, 10)):
+    """The first images of each class with what the classifiers say of each: `samples` of write_report.
+
+    per_class: how many of an unseen class, and of a seen one.
+    """
+    images, groups = measured.images, []
+    probed_names = dict(zip(measured.probed_labels, measured.classes, strict=True))
+    for label in images.drawn:
+        unseen = label in images.new_class
+        pixels = measured.pixels[label][:per_class[0] if unseen else per_class[1]]
+        rows, shown = measured.rows(label), len(pixels)
+        judged = said_of(measured.judged[rows][:shown], measured.classes)
+        probed = [None] * shown
+        if measured.accepted is not None:
+            names = [probed_names.get(k, f"label {k}") for k in range(measured.accepted.shape[1])]
+            probed = said_of(measured.accepted[rows][:shown], names)
+        groups.append({"class": measured.classes[label], "unseen": unseen, "images": [
+            {"pixels": as_pixels(image), "seed": images.seed(label, i), "probed": probed[i], "evaluator": judged[i]}
+            for i, image in enumerate(pixels)]})
+    return groups
+
+
+def shown_neighbours(measured, count=10):
+    """The nearest seen training images of the first images of each unseen class: `nearest` of write_report."""
+    shown, (real, real_labels) = [], measured.training_set
+    for label in measured.images.new_class:
+        near = {}
+        for space in ("features", "pixels"):
+            distances, places = measured.nearest_seen(space, label, count)
+            near[space] = [{"pixels": as_pixels(real[i]), "class": measured.classes[real_labels[i]],
+                            "distance": distance} for distance, i in zip(distances.tolist(), places, strict=True)]
+        shown += [{"class": measured.classes[label], "pixels": as_pixels(image), "seed": measured.images.seed(label, i),
+                   "feature_neighbour": near["features"][i], "pixel_neighbour": near["pixels"][i]}
+                  for i, image in enumerate(measured.pixels[label][:count])]
+    return shown
+
+
+def json_lines(path):
+    """The objects of a file of JSON lines; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def report_of(measured, records, state, home, selection):
+    """The dict that metrics.report.write_report takes. state: the checkpoint, {} for images made elsewhere."""
+    unseen = [measured.classes[label] for label in measured.images.new_class]
+    recognised = [record for record in records if record["metric"].startswith("recognition@")]
+    collapse = [f"Step {line['step']}: {warning}" for line in json_lines(home / "collapse.jsonl")
+                for warning in line["warnings"]]
+    return {"run": home.name, "step": measured.images.step, "settings": state.get("config", {}),
+            "audit": state.get("audit", {}), "records": records,
+            "log": json_lines(home / "log.jsonl") if state else [],
+            "samples": shown_samples(measured), "nearest": shown_neighbours(measured),
+            "confusion": {record["class"]: record["confusion"] for record in recognised if record["class"] in unseen},
+            "warnings": collapse + list(dict.fromkeys(r["warning"] for r in records if r["warning"])),
+            "meanings": {name: metric.description for metric in METRICS.values()
+                         for name in (metric.name, metric.fid_name, *metric.parts)},
+            "selection": selection}

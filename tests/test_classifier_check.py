@@ -1,0 +1,251 @@
+"""The pre-flight check: each wrong way of loading a good classifier is found and named."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from classifiers import FrozenClassifier, load_classifier
+from classifiers.check import calibration_error, check_classifier, held_out_images, rewrapped
+from classifiers.files import save_classifier
+from classifiers.train import Fit, TrainSettings, train_classifier
+from utils import DATASETS, UserError, save_torch
+
+ROOT = Path(__file__).parents[1]
+COLOURS = torch.tensor([[0.9, 0.2, 0.1], [0.2, 0.8, 0.3], [0.1, 0.3, 0.9], [0.7, 0.7, 0.1]])
+
+
+class Nearest(nn.Module):
+    """Logits by the distance of the mean colour from four colours: right only on images loaded as it wants them."""
+
+    def __init__(self, mean=0.45, std=0.25):
+        super().__init__()
+        self.register_buffer("colours", (COLOURS - mean) / std)
+        self.scale = 5 * std
+
+    def forward(self, x):
+        return -((x.mean((2, 3))[:, None] - self.colours) * self.scale).square().sum(2) * 10
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    """uint8 images (200, 3, 16, 16) of four colours under noise, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    images = COLOURS[labels][:, :, None, None] + 0.1 * torch.randn(200, 3, 16, 16, generator=generator)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8), labels
+
+
+def good(model=None):
+    return FrozenClassifier(model or Nearest(), 4, 3, 0, [0.45] * 3, [0.25] * 3)
+
+
+def test_a_good_classifier_passes(coloured):
+    check = check_classifier(good(), *coloured)
+    assert check.problems == [] and check.accuracy == 1.0 and check.images == 200
+    assert check.least == pytest.approx(0.25 + 0.3 * 0.75)
+    assert 0.25 < check.noise_confidence < 1 and check.gradient_norm > 0
+    assert "100.0% of 200 held-out images" in str(check) and check.as_dict()["passed"]
+
+
+def test_a_wrong_channel_order_is_named(coloured):
+    check = check_classifier(rewrapped(good(), bgr=True), *coloured)
+    assert check.accuracy < 0.8 and len(check.problems) == 1
+    assert "likeliest cause is the channel order: with --no-C_bgr it is 100.0%" in check.problems[0]
+
+
+def test_a_network_for_the_other_range(coloured):
+    """A network trained on [-1, 1] and given [0, 1]: the flags that are named mend it."""
+    wrong = FrozenClassifier(Nearest(mean=0.5, std=0.5), 4, 3, 0, [0.0] * 3, [1.0] * 3)
+    check = check_classifier(wrong, *coloured)
+    assert "likeliest cause is the range: with --C_mean 0 0 0 --C_std 1 1 1 --C_range -1 1" in check.problems[0]
+
+
+def test_a_wrong_class_order_is_named_with_its_map(coloured):
+    frozen = good()
+    frozen.labels = (1, 0, 2, 3)
+    check = check_classifier(frozen, *coloured)
+    assert check.accuracy == 0.5
+    assert "the class order: with --C_class_map 0 1 2 3 it is 100.0%" in check.problems[0]
+
+
+def test_two_faults_at_once(coloured):
+    frozen = rewrapped(good(), bgr=True)
+    frozen.labels = (1, 0, 2, 3)
+    check = check_classifier(frozen, *coloured)
+    assert "channel order and class order: with --no-C_bgr --C_class_map 0 1 2 3" in check.problems[0]
+
+
+def test_classes_that_the_classifier_has_not_are_left_out(coloured):
+    frozen = good()
+    frozen.labels = (0, 1, -1, 3)
+    check = check_classifier(frozen, *coloured)
+    assert check.images == 150 and check.accuracy == 1.0
+    frozen.labels = (-1,) * 4
+    with pytest.raises(UserError, match="no image to check the classifier on"):
+        check_classifier(frozen, *coloured)
+
+
+def test_an_untrained_classifier_is_not_explained_away(coloured):
+    torch.manual_seed(0)
+    frozen = good(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)))
+    check = check_classifier(frozen, torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8), coloured[1])
+    assert "is it trained, and on these classes" in check.problems[0]
+
+
+class Spoilt(nn.Module):
+    """The good network with one fault in how it behaves."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.good, self.fault = Nearest(), fault
+
+    def forward(self, x):
+        logits = self.good(x)
+        return {"random": lambda: logits + torch.randn_like(logits),
+                "batch": lambda: logits - 3 * logits.mean(0),
+                "softmax": lambda: logits.softmax(1),
+                "steps": lambda: logits.detach().clone(),
+                "nan": lambda: logits * float("nan")}[self.fault]()
+
+
+@pytest.mark.parametrize("fault, said", [
+    ("random", "differently each time"), ("batch", "depends on the others in the batch"),
+    ("softmax", "probabilities instead of logits"), ("steps", "no usable gradient"), ("nan", "not finite numbers")])
+def test_what_no_classifier_to_probe_may_do(coloured, fault, said):
+    check = check_classifier(good(Spoilt(fault)), *coloured)
+    assert len(check.problems) == 1 and said in check.problems[0]
+
+
+def test_the_model_card_sets_the_bar(coloured):
+    """70 % right is enough for four classes, but not where the card says 99 %."""
+    images, labels = coloured
+    shown = labels.clone()
+    shown[:60] = (shown[:60] + 1) % 4
+    assert check_classifier(good(), images, shown).problems == []
+    frozen = good()
+    frozen.card = {"dataset": "colours", "clean_accuracy": {"per_class": dict.fromkeys("abcd", 0.99)}}
+    check = check_classifier(frozen, images, shown, "colours")
+    assert check.least == pytest.approx(0.94) and "its model card says 99.0%" in check.problems[0]
+    # a card for other data says nothing of this
+    assert check_classifier(frozen, images, shown, "other").problems == []
+
+
+def test_calibration_error_by_hand():
+    """Two bins: 0.9 confident and always right, 0.6 confident and right half of the time."""
+    confidence = torch.tensor([0.9, 0.9, 0.6, 0.6])
+    assert calibration_error(confidence, torch.tensor([True, True, True, False])) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_no_image_of_the_unseen_class_is_used(tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    with h5py.File(folder / "train.h5", "w") as file:
+        file["images"] = np.arange(100, dtype=np.uint8).repeat(256).reshape(100, 1, 16, 16)
+        file["labels"] = np.arange(100) % 10
+        file.attrs["classes"] = list("0123456789")
+    images, labels, split = held_out_images(DATASETS["digits"], tmp_path, [7, 2], 50)
+    assert split == "train" and len(images) == 50 and not {2, 7} & set(labels.tolist())
+    assert (images[:, 0, 0, 0].long() % 10 == labels).all()
+
+
+# ------------------------------------------------------------------------------ the real commands
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder with the real digits, a classifier trained on them in seconds, and its bare weights."""
+    root = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, str(ROOT / "scripts/prepare_data.py"), "digits", "--data_root", str(root)],
+                   check=True, capture_output=True)
+    frozen, _ = train_classifier(TrainSettings(dataset="digits", epochs=4, out=str(root / "c.pt"), num_attacked=50,
+                                               data_root=str(root)))
+    save_torch(root / "bare.pt", frozen.model.state_dict())
+    return root
+
+
+def command(digits, *flags):
+    return subprocess.run([sys.executable, "-m", "classifiers.check", "--dataset", "digits", "--data_root", str(digits),
+                           *flags], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_command_passes_a_checkpoint_and_names_what_bare_weights_lack(digits):
+    done = command(digits, "--C_path", str(digits / "c.pt"))
+    assert done.returncode == 0 and done.stdout.endswith("passed\n"), done.stderr
+    refused = command(digits, "--C_path", str(digits / "bare.pt"), "--C_range", "0", "255")
+    assert refused.returncode == 2 and "likeliest cause is the normalisation: with --C_mean 0.17" in refused.stderr
+    # the flags that it names mend it
+    flags = refused.stderr.split(" with ")[1].split(" it is ")[0].split()
+    assert command(digits, "--C_path", str(digits / "bare.pt"), *flags).returncode == 0
+
+
+@pytest.mark.parametrize("mean, std, cause", [
+    (0.0, 1.0, "the normalisation: with --C_mean 0.17"),
+    (0.824, -0.309, "the range, black for white: with --C_mean 0.8"),
+    (0.1757 / 255, 0.3086 / 255, "the normalisation: with --C_mean 0.17")])
+def test_a_wrong_normalisation_is_named(digits, mean, std, cause):
+    images, labels, _ = held_out_images(DATASETS["digits"], digits, [7], 200)
+    frozen = load_classifier(digits / "c.pt")
+    frozen.card = {}
+    check = check_classifier(rewrapped(frozen, mean=[mean], std=[std]), images, labels, "digits")
+    assert len(check.problems) == 1 and cause in check.problems[0], check.problems
+    assert check_classifier(frozen, images, labels, "digits").problems == []
+
+
+def test_flags_against_what_the_file_says(digits):
+    refused = command(digits, "--C_path", str(digits / "c.pt"), "--C_range", "1", "0")
+    assert refused.returncode == 2 and "the flags given: with --C_mean" in refused.stderr
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--num", "0"], "--num is 0"), (["--C_path", "gone.pt"], "does not exist"), (["--C_sise", "8"], "did you mean"),
+    (["--C_size", "-1"], "--C_size is -1"), ([], "no classifier to probe was given")])
+def test_bad_flags_get_a_sentence(digits, flags, said):
+    done = command(digits, *flags)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_weights_of_nan_are_refused(digits):
+    frozen = load_classifier(digits / "c.pt")
+    frozen.model.linear.bias.data[3] = float("nan")
+    save_classifier(digits / "nan.safetensors", frozen)
+    done = command(digits, "--C_path", str(digits / "nan.safetensors"))
+    assert done.returncode == 2 and "NaN or infinite weights in linear.bias" in done.stderr
+
+
+# ---------------------------------------------------------------- training one, stopped and resumed
+
+
+def test_training_goes_on_where_it_was_stopped(digits, tmp_path, monkeypatch):
+    settings = TrainSettings(dataset="digits", arch="smallcnn", epochs=3, robust="l2", eps=0.5, steps=1, ema_decay=0.9,
+                             out=str(tmp_path / "whole.pt"), num_attacked=20, data_root=str(digits))
+    whole, card = train_classifier(settings)
+    assert card["ema_decay"] == 0.9 and card["parameters"] == sum(p.numel() for p in whole.model.parameters())
+    parts = replace(settings, out=str(tmp_path / "parts.pt"))
+    advance, taken = Fit.advance, []
+
+    def stop_in_the_second_epoch(self):
+        if len(taken) == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        taken.append(1)
+        return advance(self)
+
+    monkeypatch.setattr(Fit, "advance", stop_in_the_second_epoch)
+    with pytest.raises(SystemExit) as stopped:
+        train_classifier(parts)
+    assert stopped.value.code == 143 and not (tmp_path / "parts.pt").exists()
+    with pytest.raises(UserError, match="unfinished training with --lr 0.1, now 0.2"):
+        train_classifier(replace(parts, lr=0.2))
+    resumed, _ = train_classifier(parts)
+    assert len(taken) == 3 * (1437 // 64) and not (tmp_path / "parts.pt.progress").exists()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
