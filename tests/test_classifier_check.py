@@ -110,9 +110,9 @@ class Spoilt(nn.Module):
 
     def forward(self, x):
         logits = self.good(x)
-        return {"random": lambda: logits + torch.randn_like(logits),
+        return {"random": lambda: logits + 20 * torch.randn_like(logits),
                 "batch": lambda: logits - 3 * logits.mean(0),
-                "softmax": lambda: logits.softmax(1),
+                "softmax": lambda: (logits / 100).softmax(1),
                 "steps": lambda: logits.detach().clone(),
                 "nan": lambda: logits * float("nan")}[self.fault]()
 

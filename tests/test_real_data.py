@@ -63,8 +63,8 @@ def test_twenty_steps_of_the_cifar10_pipeline(shared_file, tmp_path):
     command("scripts/prepare_data.py", "cifar10", "--source", shared_file("data/cifar10.zip"), "--data_root", tmp_path)
     run = tmp_path / "run"
     said = command("train.py", "--dataset", "C10_wo_horse", "--data_root", tmp_path, "--run", run, "--C_path",
-                   ROOT / "pretrained/cifar10_robust.safetensors", "--G_ch", 8, "--D_ch", 8, "--batch_size", 16, "--num_D_steps", 2, "--num_steps", 10,
-                   "--device", "cpu")
+                   ROOT / "pretrained/cifar10_robust.safetensors", "--G_ch", 8, "--D_ch", 8, "--batch_size", 16,
+                   "--num_D_steps", 2, "--num_steps", 10, "--device", "cpu")
     assert "No image of horse was used: 5000 images were left out" in said
     command("train.py", "--resume", run, "--num_steps", 20)
     state = load_checkpoint(run)
