@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from classifiers import FrozenClassifier, load_classifier
-from classifiers.check import calibration_error, check_classifier, held_out_images, rewrapped
-from classifiers.files import save_classifier
+from classifiers.check import calibration_error, check_classifier, held_out_images, main, rewrapped
 from classifiers.train import Fit, TrainSettings, train_classifier
-from utils import DATASETS, UserError, save_torch
+from utils import DATASETS, UserError, load_torch, run_main, save_torch
 
 ROOT = Path(__file__).parents[1]
 COLOURS = torch.tensor([[0.9, 0.2, 0.1], [0.2, 0.8, 0.3], [0.1, 0.3, 0.9], [0.7, 0.7, 0.1]])
@@ -214,12 +213,40 @@ def test_bad_flags_get_a_sentence(digits, flags, said):
     assert done.stderr.count("\n") == 1
 
 
-def test_weights_of_nan_are_refused(digits):
-    frozen = load_classifier(digits / "c.pt")
-    frozen.model.linear.bias.data[3] = float("nan")
-    save_classifier(digits / "nan.safetensors", frozen)
-    done = command(digits, "--C_path", str(digits / "nan.safetensors"))
-    assert done.returncode == 2 and "NaN or infinite weights in linear.bias" in done.stderr
+def spoil(name, path):
+    """Damage the checkpoint at `path` in one way."""
+    file = load_torch(path)
+    weights = file["state_dict"]
+    if name == "nan":
+        weights["linear.bias"][3] = float("nan")
+    elif name == "keys":
+        weights["head.bias"] = weights.pop("linear.bias")
+    elif name == "channels":
+        weights["convs.0.weight"], file["channels"] = torch.zeros(32, 4, 3, 3), 4
+    elif name == "code":
+        file["card"] = Path("a")
+    save_torch(path, file)
+    if name == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize("name, said", [
+    ("nan", "holds NaN or infinite weights in linear.bias; train it again"),
+    ("keys", "linear.bias is missing (with 0 more) and head.bias is unexpected (with 0 more)"),
+    ("channels", "takes images of 4 channels; only 1 and 3 are supported"),
+    ("truncated", "is truncated or no file of torch.save"),
+    ("code", "could execute what it holds. If you trust where it came from, give --C_trust")])
+def test_a_damaged_checkpoint_gets_a_sentence_and_exit_code_2(digits, tmp_path, monkeypatch, capsys, name, said):
+    path = tmp_path / "c.pt"
+    path.write_bytes((digits / "c.pt").read_bytes())
+    spoil(name, path)
+    flags = ["--dataset", "digits", "--data_root", str(digits), "--C_path", str(path)]
+    monkeypatch.setattr(sys, "argv", ["check", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+    assert said in message, message
 
 
 # ---------------------------------------------------------------- training one, stopped and resumed

@@ -1,0 +1,82 @@
+"""The classifiers of pretrained/: their size, their cards, and, where the data is, that the cards tell the truth."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from classifiers import load_classifier
+from classifiers.check import check_classifier
+from classifiers.loading import refuse_evaluator
+from datasets import load_split
+from datasets.prepare import prepare
+from utils import DATASETS, UserError
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "pretrained").glob("*.safetensors"))
+# least clean accuracy, and least under the card's attack where one was trained against
+LEAST = {"cifar10_regular": (0.92, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0),
+         "mnist_regular": (0.99, 0), "mnist_robust": (0.98, 0.85), "mnist_evaluator": (0.99, 0)}
+
+
+def card_of(file):
+    return json.loads(file.with_name(f"{file.name}.json").read_text())
+
+
+def test_all_are_there():
+    assert {file.stem for file in FILES} == set(LEAST)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_and_its_card(file):
+    card, (clean, attacked) = card_of(file), LEAST[file.stem]
+    assert file.stat().st_size <= 6e6
+    frozen = load_classifier(file)
+    assert frozen.card == card and frozen.classes == DATASETS[card["dataset"]].classes
+    assert frozen.role == card["role"] == ("evaluator" if file.stem.endswith("evaluator") else "")
+    assert card["clean_accuracy"]["overall"] >= clean and card["pgd_accuracy"]["overall"] >= attacked
+    assert card["attack"]["steps"] == 20 and card["attack"]["images"] >= 1000
+    assert len(card["clean_accuracy"]["per_class"]) == 10 and re.fullmatch("[0-9a-f]{12}", card["commit"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_launcher_holds_the_command_of_the_card(file):
+    """The launcher's line for this file, its common flags filled in, has the card's flags and no other."""
+    data = file.stem.split("_")[0]
+    script = (ROOT / f"scripts/launch_train_{data.removesuffix('10')}_classifiers.sh").read_text()
+    common = re.search(r"common=\((.*)\)", script)[1]
+    line = re.search(rf'make {file.stem} "\$\{{common\[@\]\}}" (.*) "\$@"', script)[1]
+    card = shlex.split(card_of(file)["command"])[3:]
+    # what has its default is not named in a card
+    named = shlex.split(f"--dataset MNIST {common} {line}") if data == "mnist" else shlex.split(f"{common} {line}")
+    pairs = {tuple(words) for words in zip(named[::2], named[1::2], strict=True)}
+    said = {tuple(words) for words in zip(card[::2], card[1::2], strict=True)} - {("--out", f"pretrained/{file.name}")}
+    assert said <= pairs
+    assert pairs - said <= {("--dataset", "C10"), ("--arch", "smallcnn")}
+
+
+def test_evaluators_are_built_otherwise_and_never_probed():
+    for data in ("cifar10", "mnist"):
+        cards = {name: card_of(ROOT / f"pretrained/{data}_{name}.safetensors")
+                 for name in ("regular", "robust", "evaluator")}
+        assert cards["regular"]["arch"] == cards["robust"]["arch"] != cards["evaluator"]["arch"]
+        assert cards["evaluator"]["seed"] not in (cards["regular"]["seed"], cards["robust"]["seed"])
+        path = ROOT / f"pretrained/{data}_evaluator.safetensors"
+        with pytest.raises(UserError, match="may not be probed"):
+            refuse_evaluator(load_classifier(path), path)
+
+
+@pytest.mark.parametrize("data, name, source", [("cifar10", "C10", "data/cifar10.zip"),
+                                                ("mnist", "MNIST", "data/mnist")])
+def test_the_cards_tell_the_truth(shared_file, tmp_path, data, name, source):
+    prepare(data, tmp_path, source=shared_file(source))
+    images, labels = load_split(name, tmp_path, "test")
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:1000]
+    for file in FILES:
+        if file.stem.startswith(data):
+            check = check_classifier(load_classifier(file), images[rows], labels[rows], name)
+            assert check.problems == []
+            assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
