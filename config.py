@@ -186,8 +186,9 @@ def add_flags(parser, settings=Config, names=None):
         if names is not None and name not in names:
             continue
         listed = f"; one of {', '.join(choices)}" if choices else ""
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         common = {"default": argparse.SUPPRESS,
-                  "help": f"{field.metadata['help']}{listed} (default: {field.default or 'none'})"}
+                  "help": f"{field.metadata['help']}{listed} (default: {default or 'none'})"}
         if kind is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is tuple:

@@ -22,6 +22,7 @@ from datasets import open_source
 from datasets.sources import read_all
 from utils import DATASETS, UserError, choose_device, run_main, to_unit_range
 
+KINDS = {"test": "held-out images", "train": "training images (for want of a test split)"}
 BATCH = 250
 TRIED = 500  # images that each other way of loading is tried on
 C_FLAGS = ("C_path", "C_arch", "C_mean", "C_std", "C_size", "C_range", "C_bgr", "C_class_map", "C_trust")
@@ -37,8 +38,8 @@ USUAL = {3: [([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),  # ImageNet
 class Check:
     """What the check found. Accuracies and confidences are shares in [0, 1]."""
 
-    images: int  # held-out images of seen classes that were classified
-    split: str  # where they came from; 'test', or 'train' where there is no test split
+    images: int  # images of seen classes that were classified
+    split: str  # 'test', or 'train' where there is no test split
     accuracy: float
     least: float  # accuracy below which the check fails
     least_from: str  # what suggests it
@@ -49,7 +50,7 @@ class Check:
     problems: list[str] = field(default_factory=list)  # sentences; none: the check passed
 
     def __str__(self):
-        return (f"classifier check: {self.accuracy:.1%} of {self.images} held-out images of seen classes classified "
+        return (f"classifier check: {self.accuracy:.1%} of {self.images} {KINDS[self.split]} of seen classes classified "
                 f"rightly (at least {self.least:.1%} expected: {self.least_from}); mean confidence "
                 f"{self.confidence:.1%}, calibration error {self.calibration_error:.1%}, confidence on noise "
                 f"{self.noise_confidence:.1%}, gradient norm {self.gradient_norm:.2g}")
@@ -255,7 +256,7 @@ def check_classifier(frozen, images, labels, dataset="", split="test"):
             sentence = "no other range, normalisation, channel order, size or class order does better by much: is it " \
                        "trained, and on these classes"
         if accuracy < least or better >= accuracy + margin:
-            problems.append(f"it classifies {accuracy:.1%} of {len(images)} held-out images of seen classes rightly; "
+            problems.append(f"it classifies {accuracy:.1%} of {len(images)} {KINDS[split]} of seen classes rightly; "
                             f"at least {least:.1%} was expected ({least_from}), and {sentence}.")
     return replace(result, problems=problems)
 
