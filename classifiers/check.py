@@ -50,8 +50,8 @@ class Check:
     problems: list[str] = field(default_factory=list)  # sentences; none: the check passed
 
     def __str__(self):
-        return (f"classifier check: {self.accuracy:.1%} of {self.images} {KINDS[self.split]} of seen classes classified "
-                f"rightly (at least {self.least:.1%} expected: {self.least_from}); mean confidence "
+        return (f"classifier check: {self.accuracy:.1%} of {self.images} {KINDS[self.split]} of seen classes "
+                f"classified rightly (at least {self.least:.1%} expected: {self.least_from}); mean confidence "
                 f"{self.confidence:.1%}, calibration error {self.calibration_error:.1%}, confidence on noise "
                 f"{self.noise_confidence:.1%}, gradient norm {self.gradient_norm:.2g}")
 
