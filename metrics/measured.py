@@ -37,7 +37,7 @@ class Measured:
         self.num, self.classes = images.num, images.classes
         self.pixels, self.flaws, self.neighbourhoods, parts = {}, {}, {}, {}
         total = self.num * len(images.drawn)
-        with tqdm(total=total, desc="generated images", unit="image", delay=1, leave=False) as bar:
+        with tqdm(total=total, desc="generated images", unit="image", disable=None, leave=False) as bar:
             for label in images.drawn:
                 for name, values in self.read_class(label, bar).items():
                     parts.setdefault(name, []).append(values)
