@@ -81,7 +81,7 @@ def iteration(config, C_arch, resolution, channels, n_classes, device):
     C = FrozenClassifier(build(C_arch, n_classes, channels), n_classes, channels, resolution, [0.5] * channels,
                          [0.5] * channels).to(device, memory_format=torch.channels_last)
     G_optim, D_optim = make_adam(G, config.G_lr, config), make_adam(D, config.D_lr, config)
-    task = make_task(config, n_classes, device)
+    task = make_task(config, range(n_classes), n_classes, device)
     images = torch.randint(0, 256, (config.batch_size, channels, resolution, resolution), dtype=torch.uint8,
                            device=device)
     labels = torch.randint(n_classes - 1, (config.batch_size,), device=device)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# The MNIST classifiers of pretrained/, as they were made: ./scripts/launch_train_mnist_classifiers.sh [flags]
+# An MNIST classifier to probe, regular and robust, and an evaluator: ./scripts/launch_train_mnist_classifiers.sh [flags]
 # OUT names another folder. One that is there is kept, one that was stopped goes on; flags go to every training.
-# Needs: python scripts/prepare_data.py mnist. Hardware and hours: pretrained/README.md.
-# Expected: the accuracies in the model cards, pretrained/*.json.
+# Needs: python scripts/prepare_data.py mnist. Hardware: any. Hours and accuracies: not measured to the end.
 source "$(dirname "$0")/classifiers.sh"
 common=(--dataset MNIST --batch_size 128 --precision bf16)
 make mnist_regular "${common[@]}" --arch smallcnn --epochs 4 "$@"

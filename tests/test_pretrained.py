@@ -20,8 +20,7 @@ from utils import DATASETS, UserError
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "pretrained").glob("*.safetensors"))
 # least clean accuracy, and least under the card's attack where one was trained against
-LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0),
-         "mnist_regular": (0.99, 0), "mnist_robust": (0.98, 0.85), "mnist_evaluator": (0.99, 0)}
+LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0)}
 
 
 def card_of(file):
@@ -46,8 +45,7 @@ def test_a_file_and_its_card(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_launcher_holds_the_command_of_the_card(file):
-    data = file.stem.split("_")[0]
-    script = (ROOT / f"scripts/launch_train_{data.removesuffix('10')}_classifiers.sh").read_text()
+    script = (ROOT / "scripts/launch_train_cifar_classifiers.sh").read_text()
     common = re.search(r"common=\((.*)\)", script)[1]
     line = re.search(rf'make {file.stem} "\$\{{common\[@\]\}}" (.*) "\$@"', script)[1]
     parser = Parser()
@@ -57,24 +55,20 @@ def test_the_launcher_holds_the_command_of_the_card(file):
 
 
 def test_evaluators_are_built_otherwise_and_never_probed():
-    for data in ("cifar10", "mnist"):
-        cards = {name: card_of(ROOT / f"pretrained/{data}_{name}.safetensors")
-                 for name in ("regular", "robust", "evaluator")}
-        assert cards["regular"]["arch"] == cards["robust"]["arch"] != cards["evaluator"]["arch"]
-        assert cards["evaluator"]["seed"] not in (cards["regular"]["seed"], cards["robust"]["seed"])
-        path = ROOT / f"pretrained/{data}_evaluator.safetensors"
-        with pytest.raises(UserError, match="may not be probed"):
-            refuse_evaluator(load_classifier(path), path)
+    cards = {name: card_of(ROOT / f"pretrained/cifar10_{name}.safetensors")
+             for name in ("regular", "robust", "evaluator")}
+    assert cards["regular"]["arch"] == cards["robust"]["arch"] != cards["evaluator"]["arch"]
+    assert cards["evaluator"]["seed"] not in (cards["regular"]["seed"], cards["robust"]["seed"])
+    path = ROOT / "pretrained/cifar10_evaluator.safetensors"
+    with pytest.raises(UserError, match="may not be probed"):
+        refuse_evaluator(load_classifier(path), path)
 
 
-@pytest.mark.parametrize("data, name, source", [("cifar10", "C10", "data/cifar10.zip"),
-                                                ("mnist", "MNIST", "data/mnist")])
-def test_the_cards_tell_the_truth(shared_file, tmp_path, data, name, source):
-    prepare(data, tmp_path, source=shared_file(source))
-    images, labels = load_split(name, tmp_path, "test")
+def test_the_cards_tell_the_truth(shared_file, tmp_path):
+    prepare("cifar10", tmp_path, source=shared_file("data/cifar10.zip"))
+    images, labels = load_split("C10", tmp_path, "test")
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:1000]
     for file in FILES:
-        if file.stem.startswith(data):
-            check = check_classifier(load_classifier(file), images[rows], labels[rows], name)
-            assert check.problems == []
-            assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
+        check = check_classifier(load_classifier(file), images[rows], labels[rows], "C10")
+        assert check.problems == []
+        assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
