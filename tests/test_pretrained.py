@@ -20,7 +20,7 @@ from utils import DATASETS, UserError
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "pretrained").glob("*.safetensors"))
 # least clean accuracy, and least under the card's attack where one was trained against
-LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.93, 0)}
+LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.925, 0)}
 
 
 def card_of(file):
