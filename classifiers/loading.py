@@ -184,7 +184,8 @@ def _label(entry, names, num_classes):
 def probed_classifier(config, classes, device):
     """The classifier that a Config names with its C_* settings, its `labels` those of the data set's `classes`.
 
-    Raises UserError as load_classifier and class_labels do, and for a classifier whose role is to judge.
+    Raises UserError as load_classifier and class_labels do, where none is named, and where an unseen class has no
+    label.
     """
     if not config.C_path:
         raise UserError("no classifier to probe was given; name its checkpoint with --C_path. "

@@ -332,7 +332,6 @@ def train_classifier(settings):
             **measure(frozen, test_images, test_labels, spec.classes, settings),
             "seconds": round(training.seconds, 1), "torch": str(torch.__version__)}
     frozen.card = card
-    frozen.requires_grad_(False).eval()
     save_classifier(settings.out, frozen)
     write_json(f"{settings.out}.json", card)
     Path(f"{settings.out}.progress").unlink(missing_ok=True)
