@@ -25,6 +25,7 @@ from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.attacks import NORMS, pgd
 from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
+from classifiers.whitening import SAMPLE, Whitening
 from config import Parser, add_flags, check_choices, setting
 from datasets import load_split
 from layers import shift
@@ -319,6 +320,9 @@ def train_classifier(settings):
         model = build(settings.arch, len(spec.classes), channels)
     frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, *channel_statistics(images),
                               settings.arch, spec.classes, role=settings.role)
+    for module in model.modules():
+        if isinstance(module, Whitening):
+            module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
     frozen.to(device, memory_format=torch.channels_last)
     training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror)
     fit(training)

@@ -2,8 +2,11 @@
 ("94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024); built unlike the residual networks, to judge them."""
 
 from torch import nn
+from torch.nn import functional as F
 
-STEM, WIDTHS = 32, (64, 256, 256)
+from classifiers.whitening import Whitening
+
+WIDTHS = (64, 256, 256)
 
 
 class PoolBlock(nn.Sequential):
@@ -23,10 +26,10 @@ class VGG7(nn.Module):
 
     def __init__(self, num_classes, channels):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, STEM, 3, padding=1, bias=False), nn.BatchNorm2d(STEM), nn.GELU())
+        self.stem = Whitening(channels)
         self.blocks = nn.Sequential(*(PoolBlock(c_in, c_out)
-                                      for c_in, c_out in zip((STEM, *WIDTHS), WIDTHS, strict=False)))
+                                      for c_in, c_out in zip((self.stem.width, *WIDTHS), WIDTHS, strict=False)))
         self.linear = nn.Linear(WIDTHS[-1], num_classes)
 
     def forward(self, x):
-        return self.linear(self.blocks(self.stem(x)).amax((2, 3)))  # (B, width) -> (B, num_classes)
+        return self.linear(self.blocks(F.gelu(self.stem(x))).amax((2, 3)))  # (B, width) -> (B, num_classes)

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from classifiers import ARCHITECTURES, FrozenClassifier, build, load_classifier, register
 from classifiers.train import TrainSettings, augmented, channel_statistics, main, train_classifier
+from classifiers.whitening import Whitening
 from datasets.prepare import prepare
 from layers import shift
 from utils import UserError, load_torch, save_torch
@@ -45,6 +47,23 @@ def test_registry_refuses_duplicates_and_names_the_nearest():
         build("resnet5", 10, 3)
 
 
+def test_whitening_makes_patches_uncorrelated_and_of_variance_one():
+    noise = torch.randn(200, 3, 17, 17, generator=torch.Generator().manual_seed(0))
+    images = 30 * F.avg_pool2d(noise, 2, stride=1) + torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1)  # neighbours alike
+    layer = Whitening(3)
+    layer.fit(images)
+    out = layer(images).transpose(0, 1).flatten(1)  # (24, images * places)
+    covariance = torch.cov(out[:12])
+    assert torch.allclose(covariance, torch.eye(12), atol=2e-3)
+    assert torch.equal(out[:12], -out[12:])
+
+
+def test_whitening_of_a_channel_that_never_varies_stays_finite():
+    layer = Whitening(1)
+    layer.fit(torch.zeros(4, 1, 16, 16))
+    assert layer(torch.ones(1, 1, 16, 16)).isfinite().all()
+
+
 # ------------------------------------------------------------------------------- frozen wrapper
 
 
@@ -75,7 +94,7 @@ def test_channels_are_converted():
         echo(3, mean=[0.0] * 3, std=[1.0] * 3)(torch.zeros(1, 2, 4, 4))
 
 
-@pytest.mark.parametrize("arch, width", [("smallcnn", 128), ("resnet9", 288), ("vgg7", 256)])
+@pytest.mark.parametrize("arch, width", [("smallcnn", 128), ("resnet9", 320), ("vgg7", 256)])
 def test_features_are_what_the_last_layer_is_given(arch, width):
     frozen = FrozenClassifier(build(arch, 4, 3), 4, 3, 0, [0.5] * 3, [0.25] * 3)
     images = torch.rand(3, 3, 16, 16) * 2 - 1
