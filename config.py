@@ -26,6 +26,11 @@ def check_choices(settings):
             raise UserError(f"--{field.name} '{value}' is not valid ({nearest(value, choices)}).")
 
 
+# the name of each method in tables; what sample.py draws of each, sample.fake_classes says
+METHODS = {"probegan": "ProbeGAN", "naive": "NAIVE", "biggan": "BigGAN", "biggan_am": "BigGAN-AM",
+           "robust_synthesis": "classifier synthesis", "deep_inversion": "DeepInversion", "degan": "DeGAN-like"}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides what a run computes. Raises UserError for a value that cannot be.
@@ -41,9 +46,9 @@ class Config:
     max_resident_gb: float = setting(4.0, "an image set larger than this streams from disk instead of memory")
     num_workers: int = setting(2, "threads that read a streamed image set")
 
-    # variants of the method
+    # the method
+    method: str = setting("probegan", "ProbeGAN or a rival, a file each in baselines/", tuple(METHODS))
     oracle: bool = setting(False, "keep the images of y* in the set: the bound that no probe can pass")
-    naive: bool = setting(False, "the NAIVE rival: D_u alone, fakes of y* alone, no class dilution")
 
     # the probed classifier
     C_path: str = setting("", "checkpoint of the probed classifier (made by python -m classifiers.train)")
@@ -61,16 +66,38 @@ class Config:
     evaluator: str = setting("", "checkpoint of the classifier that will judge this run and must not be the probed one")
     C_coeff: float = setting(1.0, "lambda_g, weight of the classifier's cross-entropy (eq. 1)")
     C_new_coeff: float = setting(1.0, "class weight of y* in the cross-entropy; 1 is off")
+    C_coeff_end: float = setting(-1.0, "weight of the cross-entropy at the end of the run, reached along a line from "
+                                 "C_coeff; negative: C_coeff throughout, as in the paper")
     prob_clip: float = setting(1.0, "fakes that C accepts with more than this probability add no loss; 1 is off")
 
     # losses of the discriminator
+    penalty: str = setting("wgan-gp", "gradient penalty on D_u: the paper's; r1: zero-centred on reals; zero: "
+                           "zero-centred between reals and fakes", ("wgan-gp", "r1", "zero"))
     gp_coeff: float = setting(10.0, "weight of the gradient penalty on D_u (eq. 3)")
     D2_reg_coeff: float = setting(1e-4, "weight of E[D_u^2] in the losses of D and G")
     drift: float = setting(1e-3, "weight of E[D_u(real)^2] in D's loss where D2_reg_coeff is 0")
     mask_real_by_fake: bool = setting(True, "drop real rows whose fake partner is of y* from the hinge of D_c")
     G_new_coeff: float = setting(1.0, "weight of the rows of y* in G's loss from D_u; 1 is off")
     D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off")
+    balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
+    diversity_coeff: float = setting(0.0, "weight of the differences between fakes of y*; not the paper's; 0 is off")
     diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's")
+
+    # rivals
+    num_images: int = setting(1000, "images, or latents, a class that a rival without a conditional generator keeps")
+    synthesis_steps: int = setting(0, "steps of a rival that trains no GAN: on an embedding or on images; 0 is its own")
+    gan: str = setting("", "run of --method biggan whose generator biggan_am searches")
+    AM_lr: float = setting(0.05, "Adam's learning rate on the class embedding of biggan_am")
+    AM_weight_decay: float = setting(0.0, "biggan_am: weight of the embedding's square")
+    AM_diversity: float = setting(0.0, "biggan_am: weight of the differences between the images of a start")
+    AM_diversity_space: str = setting("pixels", "what biggan_am's differences are measured in", ("pixels", "features"))
+    PGD_eps: float = setting(30.0, "robust_synthesis: L2 distance that an image may go from its seed, on [0,1] pixels")
+    DI_lr: float = setting(0.1, "Adam's learning rate on the pixels of deep_inversion")
+    DI_bn: float = setting(1.0, "deep_inversion: weight of the distance to the classifier's batch-norm statistics")
+    DI_tv: float = setting(1e-3, "deep_inversion: weight of the total variation")
+    DI_l2: float = setting(1e-4, "deep_inversion: weight of the pixels' square")
+    DG_entropy: float = setting(1.0, "degan: weight of the entropy of the classifier's answer to each image")
+    DG_balance: float = setting(1.0, "degan: weight of the entropy of its mean answer")
 
     # networks
     G_ch: int = setting(64, "width unit of G")
@@ -110,21 +137,32 @@ class Config:
 
     def __post_init__(self):
         check_choices(self)
-        if self.naive and self.oracle:
-            raise UserError("--naive and --oracle exclude each other; choose one.")
+        if self.oracle and self.method not in ("probegan", "biggan"):
+            raise UserError(f"--oracle trains on images of y*, which --method {self.method} is to do without; leave "
+                            "one out.")
         if self.select and self.oracle:
             raise UserError("--select chooses without images of y*, and --oracle trains on them; leave one out.")
-        if self.naive and len(self.new_class) != 1:
-            raise UserError(f"--naive draws one unseen class; {len(self.new_class)} were given.")
+        if self.select and self.method not in ("probegan", "naive"):
+            raise UserError(f"--select chooses among the checkpoints of probegan or naive; leave it out with --method "
+                            f"{self.method}.")
+        if self.method == "naive" and len(self.new_class) != 1:
+            raise UserError(f"--method naive draws one unseen class; {len(self.new_class)} were given.")
+        if (self.method == "biggan_am") != bool(self.gan):
+            raise UserError("--method biggan_am searches the generator of another run, and no other method does: give "
+                            "both --method biggan_am and --gan RUN, or neither. That run is made by train.py --method "
+                            "biggan with the same data set and unseen class.")
+        if self.num_images < 50:
+            raise UserError(f"--num_images is {self.num_images}; it must be at least 50.")
         for name in ("batch_size", "num_steps", "num_D_steps", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
                      "log_every", "sample_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("C_coeff", "C_new_coeff", "G_new_coeff", "gp_coeff", "D2_reg_coeff", "drift", "num_workers",
-                     "max_resident_gb", "ema_start"):
+                     "max_resident_gb", "ema_start", "diversity_coeff", "synthesis_steps", "AM_weight_decay",
+                     "AM_diversity", "DI_bn", "DI_tv", "DI_l2", "DG_entropy", "DG_balance"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must not be negative.")
-        for name in ("G_lr", "D_lr", "adam_eps", "BN_eps", "SN_eps"):
+        for name in ("G_lr", "D_lr", "adam_eps", "BN_eps", "SN_eps", "AM_lr", "PGD_eps", "DI_lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be positive.")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -140,6 +178,12 @@ class Config:
         for part in self.diffaug:
             if part not in ("color", "translation", "cutout"):
                 raise UserError(f"--diffaug '{part}' is unknown ({nearest(part, ('color', 'translation', 'cutout'))}).")
+
+    @property
+    def method_name(self):
+        """What tables call the run's method."""
+        return ("oracle" if self.method == "probegan" else "BigGAN, all classes") if self.oracle \
+            else METHODS[self.method]
 
     def as_dict(self):
         """Plain values alone, as JSON and torch.load(weights_only=True) take them."""

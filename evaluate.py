@@ -33,7 +33,7 @@ from metrics.measured import Measured
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
 from metrics.shown import report_of
-from sample import Sampler
+from sample import make_sampler
 from utils import (
     DATASETS,
     UserError,
@@ -126,7 +126,7 @@ class Evaluation:
 def run_images(state, flags, device):
     """The images of a checkpoint's state."""
     data = state["dataset"]
-    return RunImages(Sampler(state, device), data["resolution"], data["channels"], flags.num, flags.seed)
+    return RunImages(make_sampler(state, device), data["resolution"], data["channels"], flags.num, flags.seed)
 
 
 def target_free(run):

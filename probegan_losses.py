@@ -51,10 +51,16 @@ def interpolate(real, fake, e):
     return torch.lerp(fake, real, e)
 
 
-def gradient_penalty(d_u, x_hat):
-    """Eq. (3): E (||grad_x D_u(x_hat)||_2 - 1)^2, unweighted; d_u (B,) must come from x_hat (B, C, H, W)."""
+def gradient_penalty(d_u, x_hat, norm=1.0):
+    """Eq. (3): E (||grad_x D_u(x_hat)||_2 - norm)^2, unweighted; d_u (B,) must come from x_hat (B, C, H, W).
+
+    norm 1 is the paper's; 0 is the zero-centred penalty, R1 where x_hat is real (Mescheder et al., ICML 2018).
+    """
     (gradient,) = torch.autograd.grad(d_u.sum(), x_hat, create_graph=True)
-    return (torch.linalg.vector_norm(gradient.flatten(1).float(), dim=1) - 1).square().mean()
+    gradient = gradient.flatten(1).float()
+    if norm == 0:  # the square of the norm, whose root has no gradient at 0
+        return gradient.square().sum(1).mean()
+    return (torch.linalg.vector_norm(gradient, dim=1) - norm).square().mean()
 
 
 def output_penalty(d_u):
@@ -74,6 +80,20 @@ def classification(logits, y, class_weights, prob_clip=1.0):
     weights = class_weights[label] * (y >= 0)
     kept = (log_p.detach().exp() <= prob_clip).float() if prob_clip < 1 else torch.ones_like(log_p)
     return -(log_p * weights * kept).sum() / weights.sum().clamp(min=1e-12)
+
+
+def diversity(x, z, rows):
+    """Mean of |x_i - x_j| / |z_i - z_j| over pairs of counted rows, to be maximised; 0 where there is no pair.
+
+    x (B, ...): images G(z, y) or features of them; z (B, dim_z); rows (B,). Distances are means of absolute
+    differences. Diversity-sensitive GAN (Yang et al., ICLR 2019, eq. 2); not part of ProbeGAN.
+    """
+    def apart(x):  # (B, ...) -> (B, B)
+        x = x.float().flatten(1)
+        return (x[:, None] - x[None]).abs().mean(2)
+
+    pairs = rows[:, None] * rows[None] * (1 - torch.eye(len(rows), device=rows.device))
+    return (apart(x) / apart(z).clamp(min=1e-6) * pairs).sum() / pairs.sum().clamp(min=1.0)
 
 
 def tile_mix(images, n_grid):

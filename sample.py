@@ -31,14 +31,53 @@ from utils import (
     save_grid,
     seeded_latents,
     to_uint8,
+    to_unit_range,
 )
 
+UNCONDITIONAL = ("degan", "robust_synthesis", "deep_inversion")
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
 
 def fake_classes(config, n_classes):
-    """The labels that fakes are drawn for: all classes, or y* alone for NAIVE."""
-    return list(config.new_class) if config.naive else list(range(n_classes))
+    """The labels that fakes are drawn for: all classes, unless the method knows but some, or none apart."""
+    if config.method in ("naive", "robust_synthesis", "deep_inversion"):
+        return list(config.new_class)
+    if config.method == "degan":
+        return [0]
+    if config.method == "biggan" and not config.oracle:
+        return [y for y in range(n_classes) if y not in config.new_class]
+    return list(range(n_classes))
+
+
+def in_turn(kept, seeds, name):
+    """The rows of `kept` (n, ...) that seeds stand for, n apart the same one. Raises UserError for more than n."""
+    if len(seeds) > len(kept):
+        raise UserError(f"this checkpoint holds {len(kept)} images of class {name}, and {len(seeds)} are asked for; "
+                        f"ask for at most {len(kept)}, or train with a larger --num_images.")
+    return kept[torch.tensor(seeds) % len(kept)]
+
+
+class ImageBank:
+    """The images that a checkpoint holds itself, of a method without a generator; drawn from as from a Sampler.
+
+    state: what utils.load_checkpoint returns. The images of a class are taken in turn: seeds that are n apart, of n
+    images, give the same one.
+    """
+
+    def __init__(self, state):
+        self.config = Config.from_dict(state["config"])
+        self.classes = tuple(state["dataset"]["classes"])
+        self.unseen, self.step, self.bank = self.config.new_class, state["step"], state["images"]
+        self.drawn = sorted(self.bank)
+        self.most = min(map(len, self.bank.values()))
+
+    def class_images(self, label, seeds):
+        """Images (len(seeds), C, H, W) in [-1, 1] of one class. Raises UserError where there are not so many."""
+        return to_unit_range(in_turn(self.bank[label], seeds, self.classes[label]))
+
+    def label(self, name):
+        """The label of a class of this checkpoint, by label or name. Raises UserError."""
+        return class_label(self, name)
 
 
 class Sampler:
@@ -50,10 +89,13 @@ class Sampler:
     def __init__(self, state, device, truncation=None, batch_size=100):
         self.config = Config.from_dict(state["config"])
         self.classes = tuple(state["dataset"]["classes"])
-        self.unseen = () if self.config.oracle else self.config.new_class
         self.step = state["step"]
         self.device, self.truncation, self.batch_size = device, truncation, batch_size
-        self.drawn = fake_classes(self.config, len(self.classes))
+        self.fed = fake_classes(self.config, len(self.classes))  # labels that G was trained with
+        self.chosen = state.get("latents")  # {label: latents} of an unconditional generator
+        self.drawn = sorted(self.chosen) if self.chosen else self.fed
+        self.most = self.config.num_images if self.chosen else None  # different images of a class, where bounded
+        self.unseen = () if self.config.oracle else tuple(y for y in self.config.new_class if y in self.drawn)
         # the weights that are drawn here and replaced at once must not move a training's random stream
         with torch.random.fork_rng(devices=[]):
             self.G = make_generator(self.config, state["dataset"]["resolution"], state["dataset"]["channels"],
@@ -65,7 +107,7 @@ class Sampler:
     def _standing_batch(self, k):
         # seeds of their own, far from those of the images
         seeds = range(2**40 + k * self.batch_size, 2**40 + (k + 1) * self.batch_size)
-        y = torch.tensor([self.drawn[i % len(self.drawn)] for i in range(self.batch_size)])
+        y = torch.tensor([self.fed[i % len(self.fed)] for i in range(self.batch_size)])
         return self.latents(seeds).to(self.device), y.to(self.device)
 
     def latents(self, seeds):
@@ -79,12 +121,23 @@ class Sampler:
         return torch.cat(parts)
 
     def class_images(self, label, seeds):
-        """Images (len(seeds), C, H, W) of one class; image i depends on seeds[i] alone."""
+        """Images (len(seeds), C, H, W) of one class; image i depends on seeds[i] alone.
+
+        Raises UserError where an unconditional generator has fewer latents of the class.
+        """
+        if self.chosen:
+            return self.images(in_turn(self.chosen[label], seeds, self.classes[label]),
+                               torch.zeros(len(seeds), dtype=torch.long))
         return self.images(self.latents(seeds), torch.full((len(seeds),), label))
 
     def label(self, name):
         """The label of a class of this checkpoint, by label or name. Raises UserError."""
         return class_label(self, name)
+
+
+def make_sampler(state, device, truncation=None, batch_size=100):
+    """The Sampler of a checkpoint, or its ImageBank where it holds images instead of a generator."""
+    return ImageBank(state) if "images" in state else Sampler(state, device, truncation, batch_size)
 
 
 def row_label(sampler, y):
@@ -176,10 +229,15 @@ def main():
     if flags["truncation"] is not None and not flags["truncation"] > 0:
         raise UserError(f"--truncation is {flags['truncation']}; it must be positive, such as 0.5, or left out.")
     state = released_weights(network_flags) if checkpoint is None else load_checkpoint(checkpoint)
-    sampler = Sampler(state, choose_device(flags["device"]), flags["truncation"], flags["batch_size"])
+    sampler = make_sampler(state, choose_device(flags["device"]), flags["truncation"], flags["batch_size"])
     labels = [sampler.label(name) for name in flags["classes"]]
     if set(labels) - set(sampler.drawn):
-        raise UserError("this NAIVE checkpoint draws its unseen class alone; leave --classes out.")
+        drawn = ", ".join(sampler.classes[y] for y in sampler.drawn)
+        raise UserError(f"this checkpoint of --method {sampler.config.method} draws {drawn} alone; leave --classes "
+                        "out.")
+    if sampler.config.method in UNCONDITIONAL and mode in ("z", "y"):
+        raise UserError(f"--mode {mode} walks through a generator of classes, and --method {sampler.config.method} has "
+                        "none; the modes grid, class and npz draw what it made.")
 
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")

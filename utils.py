@@ -271,7 +271,7 @@ def load_checkpoint(path):
                 raise
             print(f"warning: {error} Falling back to the checkpoint before it.", file=sys.stderr)
             continue
-        if not isinstance(state, dict) or not {"config", "dataset", "G_ema"} <= state.keys():
+        if not isinstance(state, dict) or not {"config", "dataset"} <= state.keys():
             raise UserError(f"{file} is not a checkpoint of train.py; to start from the weights of another "
                             "project's G or D use --init_G and --init_D.")
         return state

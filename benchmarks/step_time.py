@@ -22,10 +22,11 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from baselines.probe import make_task  # noqa: E402
 from BigGAN import make_discriminator, make_generator  # noqa: E402
 from classifiers import ARCHITECTURES, FrozenClassifier, build  # noqa: E402
 from config import Config, Parser  # noqa: E402
-from train import discriminator_step, generator_step, make_adam, make_task  # noqa: E402
+from train import discriminator_step, generator_step, make_adam  # noqa: E402
 from utils import choose_device, run_main  # noqa: E402
 
 

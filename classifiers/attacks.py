@@ -36,8 +36,9 @@ def random_delta(images, norm, eps, generator):
     return (2 * torch.rand(images.shape, generator=generator, device=images.device) - 1) * eps
 
 
-def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_start=True, generator=None):
-    """Images that raise the cross-entropy of `labels`, within `eps` of `images01` in `norm`.
+def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_start=True, generator=None,
+        targeted=False):
+    """Images that raise the cross-entropy of `labels`, or lower it if `targeted`, within `eps` of `images01` in `norm`.
 
     model_fn maps images in [0, 1] to logits and should be in eval mode; images01 (B, C, H, W) float in
     [0, 1]; labels (B,) int64; norm 'l2' or 'linf'; eps and step_size in pixel units of [0, 1], step_size
@@ -50,7 +51,7 @@ def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_sta
     if not eps >= 0 or steps < 1:
         raise UserError(f"attack with eps {eps} and {steps} steps cannot be run; give eps >= 0 and at least one step.")
     step_size = 2.5 * eps / steps if step_size is None else step_size
-    images01 = images01.detach()
+    sign, images01 = -1.0 if targeted else 1.0, images01.detach()
     x = images01
     if random_start:
         x = (x + random_delta(x, norm, eps, generator)).clamp(0, 1)
@@ -58,7 +59,7 @@ def pgd(model_fn, images01, labels, norm, eps, steps, step_size=None, random_sta
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             # a sum: no image's gradient depends on the size of the batch
-            loss = F.cross_entropy(model_fn(x).float(), labels, reduction="sum")
+            loss = sign * F.cross_entropy(model_fn(x).float(), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
         delta = project(x.detach() + ascend(gradient, norm, step_size) - images01, norm, eps)
         x = (images01 + delta).clamp(0, 1)

@@ -115,13 +115,13 @@ class CollapseWatch:
     def look(self, sampler, D):
         """The record of one save, for a line of collapse.jsonl.
 
-        sampler: a sample.Sampler of the averaged generator; D: the discriminator. Nothing random is drawn.
+        sampler: a sample.Sampler or ImageBank; D: the discriminator, None where there is none. Nothing random is drawn.
         'classes' holds, for each class drawn, feature_distance, pixel_distance and effective_rank as ratios to the
         real ones, 'duplicates' (a share), D_gap = mean D_u(real seen images) - mean D_u(fakes of the class), and
         'activation', the probed classifier's mean probability of the class; None where there is none.
         'warnings' holds a sentence for each class that has collapsed.
         """
-        D_real = naturalness(D, self.real_images, self.device).mean()
+        D_real = naturalness(D, self.real_images, self.device).mean() if D else None
         record = {"step": sampler.step, "images_per_class": PER_CLASS, "classes": {}, "warnings": []}
         for y in sampler.drawn:
             images = sampler.class_images(y, range(FIRST_SEED, FIRST_SEED + PER_CLASS))
@@ -131,7 +131,7 @@ class CollapseWatch:
                        for name in ("feature_distance", "pixel_distance", "effective_rank")}
             known = logits.double().softmax(1)[:, self.C_labels[y]] if self.C_labels[y] >= 0 else torch.tensor(math.nan)
             figures |= {"duplicates": spread.duplicates(real), "activation": known.mean().item(),
-                        "D_gap": (D_real - naturalness(D, images, self.device).mean()).item()}
+                        "D_gap": (D_real - naturalness(D, images, self.device).mean()).item() if D else math.nan}
             record["classes"][self.classes[y]] = {name: plain(value) for name, value in figures.items()}
             if has_collapsed(figures):
                 record["warnings"].append(self.sentence(y, figures))

@@ -22,9 +22,13 @@ class RunImages:
     """
 
     def __init__(self, sampler, resolution, channels, num, first_seed):
+        if sampler.most and num > sampler.most:
+            raise UserError(f"the checkpoint holds {sampler.most} images a class and --num asks for {num}; give --num "
+                            f"{sampler.most}, or train with a larger --num_images.")
         self.sampler, self.num, self.first_seed = sampler, num, first_seed
         self.classes, self.drawn = sampler.classes, list(sampler.drawn)
-        self.new_class, self.left_out = list(sampler.config.new_class), list(sampler.unseen)
+        self.new_class = [y for y in sampler.config.new_class if y in sampler.drawn]
+        self.left_out = [] if sampler.config.oracle else list(sampler.config.new_class)
         self.shape, self.step = (channels, resolution, resolution), sampler.step
 
     def seed(self, label, i):

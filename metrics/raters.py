@@ -23,7 +23,7 @@ from config import Config, Parser
 from datasets import load_split
 from metrics.agreement import COLUMNS, HIT_IMAGES, NONE, REAL, key_path, read_answers, read_key, score
 from metrics.images import FileImages, RunImages, file_images
-from sample import Sampler
+from sample import make_sampler
 from utils import (
     DATASETS,
     DatasetSpec,
@@ -54,7 +54,7 @@ def open_method(path, spec, num, seed, device):
         raise UserError(f"{path} draws {facts['resolution']} pixels, {facts['channels']} channels of "
                         f"{', '.join(facts['classes'])}; the run draws {spec.resolution} pixels, {spec.channels} "
                         f"channels of {', '.join(spec.classes)}. Raters compare methods on the same data set alone.")
-    return RunImages(Sampler(state, device), spec.resolution, spec.channels, num, seed)
+    return RunImages(make_sampler(state, device), spec.resolution, spec.channels, num, seed)
 
 
 def real_images(spec, dataset, data_root, labels, num, seed):
@@ -116,7 +116,7 @@ def make(flags):
     labels = sorted({class_label(spec, name) for name in flags.classes}) or list(range(len(spec.classes)))
     if len(labels) < 2:
         raise UserError("--classes names one class, which raters would soon know to be the answer; name at least two.")
-    own_name = "oracle" if config.oracle else "NAIVE" if config.naive else "ProbeGAN"
+    own_name = config.method_name
     rivals = {}
     for rival in flags.rivals:
         name, _, path = rival.partition("=")
@@ -128,7 +128,7 @@ def make(flags):
     # what is quickly found wrong comes before the networks are built
     real = real_images(spec, config.dataset, flags.data_root or config.data_root, labels, num, flags.seed)
     rivals = {name: open_method(path, spec, num, flags.seed, device) for name, path in rivals.items()}
-    own = RunImages(Sampler(state, device), spec.resolution, spec.channels, num, flags.seed)
+    own = RunImages(make_sampler(state, device), spec.resolution, spec.channels, num, flags.seed)
     methods = {own_name: own, **rivals, REAL: real}
 
     items = collect(methods, labels, num, flags.repeats, flags.seed)

@@ -4,4 +4,4 @@
 # Hours: not measured yet.
 # Expected, from the paper: intra-FID 76.0 for horse and 84.2 for truck with an L2-robust ResNet-50.
 source "$(dirname "$0")/cifar.sh"
-launch naive --naive "$@"
+launch naive "--method naive" "$@"

@@ -139,7 +139,7 @@ def planted(monkeypatch, change):
         def class_images(self, label, seeds):
             return change(label, super().class_images(label, seeds))
 
-    monkeypatch.setattr(train_module, "Sampler", Planted)
+    monkeypatch.setattr(train_module, "make_sampler", Planted)
 
 
 def one_image(images, noise=0.0):
@@ -183,7 +183,7 @@ def test_weights_that_ignore_z_are_reported(healthy):
 
 
 def test_a_naive_run_is_watched_at_its_one_class(healthy, tmp_path):
-    config = replace(healthy[0].config, naive=True, num_steps=1)
+    config = replace(healthy[0].config, method="naive", num_steps=1)
     train(Training(config, DATASETS["digits"], CPU), tmp_path)
     assert list(records(tmp_path)[0]["classes"]) == ["7"]
 

@@ -187,7 +187,7 @@ def test_every_measurement_of_a_run(world, measure, capsys):
 
 
 def test_the_numbers_do_not_depend_on_the_batch_size(world, measure):
-    run = make_run(world, "batches", naive=True)
+    run = make_run(world, "batches", method="naive")
     flags = ["--run", run, "--num", 24, "--metrics", "activation", "fd", "intra_fd", "classifier_score"]
     whole, parts = results(run, measure, *flags), results(run, measure, *flags, "--batch_size", 7)
     for key, record in whole.items():
@@ -243,7 +243,7 @@ def test_copies_of_seen_images_are_found_in_features_and_in_pixels(world, measur
 
 
 def test_several_runs_are_measured_each_and_together(world, measure, capsys):
-    runs = [make_run(world, f"seed_{k}", seed=100 * k, naive=True) for k in range(3)]
+    runs = [make_run(world, f"seed_{k}", seed=100 * k, method="naive") for k in range(3)]
     measure("--run", *runs, "--num", 24, "--metrics", "activation")
     each = [next(r["value"] for r in lines(run / "results.jsonl") if r["class"] == "7") for run in runs]
     together = next(r for r in lines(world / "combined.jsonl") if r["class"] == "7")
@@ -254,7 +254,7 @@ def test_several_runs_are_measured_each_and_together(world, measure, capsys):
 
 
 def test_oracle_selection_is_labelled_and_its_gain_is_said(world, measure, capsys):
-    run = make_run(world, "several", steps=(5, 6, 7), naive=True)
+    run = make_run(world, "several", steps=(5, 6, 7), method="naive")
     by_step = {}
     for step in (5, 6, 7):
         file = run / f"checkpoints/step_{step:08}.pt"
@@ -275,7 +275,7 @@ def test_oracle_selection_is_labelled_and_its_gain_is_said(world, measure, capsy
 
 
 def test_the_report_warns_of_a_collapse_that_the_watch_saw(world, measure):
-    run = make_run(world, "collapsed", naive=True)
+    run = make_run(world, "collapsed", method="naive")
     (run / "collapse.jsonl").write_text(json.dumps({"step": 4, "warnings": ["class 7 has collapsed"]}) + "\n")
     measure("--run", run, "--num", 6, "--metrics", "recognition", "--report")
     assert "Step 4: class 7 has collapsed" in (run / "report.html").read_text()

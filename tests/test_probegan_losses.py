@@ -53,6 +53,22 @@ def test_gradient_penalty_of_a_linear_function_is_its_norm_minus_one_squared():
     assert torch.allclose(w.grad, 2 * (w.norm() - 1) * w / w.norm())
 
 
+def test_zero_centred_penalty_of_a_linear_function_is_its_squared_norm():
+    w = torch.randn(2, 4, 4, dtype=torch.float64).requires_grad_()
+    x_hat = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    penalty = losses.gradient_penalty((x_hat * w).sum((1, 2, 3)), x_hat, norm=0)
+    assert penalty.item() == pytest.approx(w.square().sum().item(), rel=1e-6)
+    penalty.backward()
+    assert torch.allclose(w.grad, 2 * w)
+
+
+def test_diversity_is_the_mean_ratio_of_distances_between_counted_rows():
+    x, z = torch.tensor([[0.0, 0.0], [1.0, 3.0], [9.0, 9.0], [2.0, 2.0]]), torch.tensor([[0.0], [4.0], [7.0], [1.0]])
+    # pairs (0, 1), (0, 3) and (1, 3): 2/4, 2/1 and 1/3
+    assert losses.diversity(x, z, torch.tensor([1.0, 1.0, 0.0, 1.0])).item() == pytest.approx((0.5 + 2 + 1 / 3) / 3)
+    assert losses.diversity(x, z, torch.tensor([1.0, 0.0, 0.0, 0.0])) == 0
+
+
 def test_interpolation_weighs_the_real_image_by_e():
     real, fake = torch.full((2, 1, 2, 2), 3.0), torch.full((2, 1, 2, 2), -1.0)
     mixed = losses.interpolate(real, fake, torch.tensor([1.0, 0.25]).view(2, 1, 1, 1))

@@ -111,7 +111,7 @@ def world(tmp_path_factory):
     with h5py.File(root / "pets/test.h5", "w") as file:
         file["images"], file["labels"], file.attrs["classes"] = x, y, list(CLASSES)
     save_checkpoint(root / "run", make_state(dataset="pets", data_root=str(root)), keep=1)
-    save_checkpoint(root / "naive", make_state(dataset="pets", data_root=str(root), naive=True), keep=1)
+    save_checkpoint(root / "naive", make_state(dataset="pets", data_root=str(root), method="naive"), keep=1)
     np.savez(root / "rival.npz", x=x[::-1], y=y, seed=y)
     (root / "folder/horse").mkdir(parents=True)
     for i in range(3):

@@ -123,10 +123,10 @@ def test_the_ends_of_a_class_walk_are_the_classes(run):
 
 
 def test_a_naive_checkpoint_draws_its_unseen_class_alone(tmp_path, monkeypatch):
-    drawn = Sampler(make_state(naive=True), torch.device("cpu"))
+    drawn = Sampler(make_state(method="naive"), torch.device("cpu"))
     assert drawn.drawn == [2]
-    save_checkpoint(tmp_path, make_state(naive=True), keep=1)
-    with pytest.raises(utils.UserError, match="NAIVE checkpoint draws its unseen class alone"):
+    save_checkpoint(tmp_path, make_state(method="naive"), keep=1)
+    with pytest.raises(utils.UserError, match="this checkpoint of --method naive draws horse alone"):
         call(monkeypatch, "--checkpoint", tmp_path, "--classes", "cat", "--device", "cpu")
 
 

@@ -253,7 +253,7 @@ def test_a_resumed_run_selects_as_an_uninterrupted_one(world, tmp_path, monkeypa
 
 
 def test_a_naive_run_selects_by_its_one_class(world, tmp_path, fewer):
-    train(training(world, num_steps=1, naive=True, select=True), tmp_path)
+    train(training(world, num_steps=1, method="naive", select=True), tmp_path)
     found, = lines(tmp_path)
     assert found["best"] and found["seen_fd"] > 0
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probegan_losses as losses
+from baselines.probe import draw_latents, make_task
 from BigGAN import make_discriminator, make_generator
 from config import Config
 from layers import SpectralNorm, diff_augment
-from train import discriminator_step, draw_latents, generator_step, make_task
+from train import STEPS
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
 CONFIG = Config(dataset="digits", new_class=(UNSEEN,), G_ch=2, D_ch=2, dim_z=12, shared_dim=8, batch_size=BATCH,
@@ -43,10 +44,12 @@ class Nets:
         self.config, self.device = config, torch.device(device)
 
     def D_step(self):
-        return discriminator_step(self.G, self.D, self.D_optim, self.images, self.labels, self.task, self.config)
+        step = STEPS[self.config.method][0]
+        return step(self.G, self.D, self.D_optim, self.images, self.labels, self.task, self.config)
 
     def G_step(self):
-        return generator_step(self.G, self.D, self.C, self.G_optim, self.task, self.config, BATCH, self.device)
+        step = STEPS[self.config.method][1]
+        return step(self.G, self.D, self.C, self.G_optim, self.task, self.config, BATCH, self.device)
 
 
 def settings(**changes):
@@ -81,7 +84,7 @@ def literal_D(nets, z, y, e):
     else:
         terms["D_reg"] = mean([u**2 for u in real_u])
     total = terms["D_wasserstein"] + 10 * terms["D_penalty"] + (config.D2_reg_coeff or config.drift) * terms["D_reg"]
-    if not config.naive:
+    if config.method != "naive":
         terms |= {"D_hinge_fake": mean(hinge_fake), "D_hinge_real": mean(hinge_real)}
         total = total + terms["D_hinge_fake"] + terms["D_hinge_real"]
     total.backward()
@@ -102,7 +105,7 @@ def literal_G(nets, z, y):
         cross_entropy.append(-torch.log(C(fake).softmax(1)[0, y[i]]))
     terms = {"G_wasserstein": sum(wasserstein) / BATCH, "G_class": sum(cross_entropy) / BATCH}
     total = sum(terms.values()) + nets.config.D2_reg_coeff * sum(squares) / BATCH
-    if not nets.config.naive:
+    if nets.config.method != "naive":
         terms["G_hinge"] = sum(hinge) / len(hinge)
         total = total + terms["G_hinge"]
     total.backward()
@@ -124,7 +127,7 @@ def double_outputs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else plain(self))
 
 
-VARIANTS = [settings(), settings(naive=True), settings(D2_reg_coeff=0.0), settings(mask_real_by_fake=False)]
+VARIANTS = [settings(), settings(method="naive"), settings(D2_reg_coeff=0.0), settings(mask_real_by_fake=False)]
 
 
 @pytest.mark.parametrize("config", VARIANTS)
@@ -135,7 +138,7 @@ def test_steps_equal_the_literal_float64_computation(config, double_outputs):
     torch.manual_seed(5)
     z, y = draw_latents(nets.G, nets.task, BATCH, "cpu")
     e = torch.rand(BATCH, 1, 1, 1).double()
-    assert config.naive or (UNSEEN in y and len(set(y.tolist())) > 1)
+    assert config.method == "naive" or (UNSEEN in y and len(set(y.tolist())) > 1)
     expected, gradients = literal_D(nets, z, y, e)
     torch.manual_seed(5)
     terms = nets.D_step()
@@ -165,10 +168,11 @@ class NoSynchronisation(TorchDispatchMode):
 
 
 ALL_OPTIONS = settings(D_tilemix_ngrid=2, prob_clip=0.9, C_new_coeff=2.0, G_new_coeff=3.0,
-                       diffaug=("color", "translation", "cutout"))
+                       diffaug=("color", "translation", "cutout"), penalty="zero", diversity_coeff=1.0, balanced_y=True)
+EVERY_STEP = [settings(), *(settings(method=method) for method in ("naive", "biggan", "degan")), ALL_OPTIONS]
 
 
-@pytest.mark.parametrize("config", [settings(), settings(naive=True), ALL_OPTIONS])
+@pytest.mark.parametrize("config", EVERY_STEP)
 def test_a_step_waits_for_no_device(config):
     nets = Nets(config)
     with NoSynchronisation():
@@ -183,7 +187,7 @@ def test_the_check_for_waiting_sees_waiting():
         torch.ones(3)[torch.tensor([True, False, True])]
 
 
-@pytest.mark.parametrize("config", [settings(), settings(naive=True), ALL_OPTIONS])
+@pytest.mark.parametrize("config", EVERY_STEP)
 def test_one_backward_an_optimiser_step(config, monkeypatch):
     nets, calls = Nets(config), []
     backward = torch.Tensor.backward
@@ -238,7 +242,8 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
     hinge = getattr(losses, name)
     monkeypatch.setattr(losses, name, lambda d_c, rows: seen_by_hinge.append(rows) or hinge(d_c, rows))
     drawn = []
-    monkeypatch.setattr("train.draw_latents", lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
+    where = "baselines.probe.draw_latents" if network == "D" else "train.draw_latents"
+    monkeypatch.setattr(where, lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
     (nets.D_step if network == "D" else nets.G_step)()
     assert seen_by_hinge[0].tolist() == [float(y != UNSEEN) for y in drawn[0][1].tolist()]
     if network == "D":
@@ -248,9 +253,30 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
 
 
 def test_naive_draws_the_unseen_class_alone_and_the_oracle_masks_nothing():
-    assert make_task(settings(naive=True), range(CLASSES), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
+    assert make_task(settings(method="naive"), range(CLASSES), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
     oracle = make_task(settings(oracle=True), range(CLASSES), CLASSES, "cpu")
     assert oracle.unseen.tolist() == [] and oracle.fake_classes.tolist() == [0, 1, 2, 3]
+
+
+def test_balanced_classes_come_equally_often_and_not_always_in_the_same_places():
+    nets = Nets(settings(balanced_y=True))
+    drawn = [draw_latents(nets.G, nets.task, 2 * CLASSES, "cpu")[1] for _ in range(20)]
+    assert all(y.bincount(minlength=CLASSES).tolist() == [2] * CLASSES for y in drawn)
+    assert len({tuple(y.tolist()) for y in drawn}) > 1
+
+
+def test_the_penalty_is_taken_where_its_name_says(monkeypatch):
+    """R1 on the real images, the others between real and fake; the zero-centred ones towards a gradient of 0."""
+    seen = {}
+    penalty = losses.gradient_penalty
+    for name in ("wgan-gp", "r1", "zero"):
+        nets = Nets(settings(penalty=name))
+        monkeypatch.setattr(losses, "gradient_penalty",
+                            lambda d_u, x, norm, name=name: seen.setdefault(name, (x, norm)) and penalty(d_u, x, norm))
+        nets.D_step()
+    real = nets.images.float() / 127.5 - 1
+    assert {name: norm for name, (_, norm) in seen.items()} == {"wgan-gp": 1.0, "r1": 0.0, "zero": 0.0}
+    assert torch.allclose(seen["r1"][0], real) and not torch.allclose(seen["zero"][0], real)
 
 
 def test_class_map_and_weights():

@@ -268,7 +268,7 @@ def test_several_unseen_classes(world):
 
 
 @pytest.mark.parametrize("changes", [
-    {"naive": True}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"diffaug": ("color", "translation", "cutout")},
+    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"diffaug": ("color", "translation", "cutout")},
     {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
     {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
     {"C_class_map": ("9", "8", "none", "6", "5", "4", "3", "2", "1", "0")},
@@ -323,8 +323,8 @@ def wrong_checkpoint(path, **changes):
     (["--batch_size", "many"], "invalid int value: 'many'"),
     (["--precision", "fp16"], "--precision 'fp16' is not valid .did you mean"),
     (["--device", "gpu"], "device 'gpu' is unknown"),
-    (["--naive", "--oracle"], "exclude each other"),
-    (["--naive", "--new_class", "2", "7"], "--naive draws one unseen class; 2 were given"),
+    (["--method", "naive", "--oracle"], "--oracle trains on images of y., which --method naive is to do without"),
+    (["--method", "naive", "--new_class", "2", "7"], "--method naive draws one unseen class; 2 were given"),
     (["--C_class_map", "0", "1"], "--C_class_map has 2 entries; the data set has 10 classes"),
     (["--C_class_map", *"012345678", "40"], "entry '40' is no class of the classifier; give a label from 0 to 9"),
     (["--C_class_map", *"0123456", "none", "8", "9"], "gives the unseen class 7 no label"),
