@@ -53,6 +53,8 @@ class TrainSettings:
     """What decides a trained classifier. Raises UserError for a value that cannot be."""
 
     dataset: str = setting("C10", "registered data set (utils.DATASETS), prepared by scripts/prepare_data.py")
+    split: str = setting("train", "split to train on; a set with a further one, as extra.h5, gives an evaluator that "
+                         "saw other images")
     arch: str = setting("smallcnn", f"architecture: {', '.join(ARCHITECTURES)}, {OTHERS}")
     role: str = setting("", "evaluator: a classifier that judges images and may never be probed", ("evaluator",))
     out: str = setting("", "file to write; its card goes beside it as <out>.json")
@@ -74,6 +76,8 @@ class TrainSettings:
     def __post_init__(self):
         check_choices(self)
         find(self.arch)
+        if self.split == "test":
+            raise UserError("--split test is what the card's accuracy is measured on; train on another split.")
         if not self.out or Path(self.out).is_dir():
             raise UserError(f"--out '{self.out}' is not a file name; give one, as in --out runs/classifiers/robust.pt.")
         if bool(self.robust) != (self.eps > 0):
@@ -307,7 +311,7 @@ def train_classifier(settings):
     weights. Raises UserError for missing data, a batch larger than the set, or a loss that is not finite.
     """
     device, code = choose_device(settings.device), commit()
-    images, labels = load_split(settings.dataset, settings.data_root, "train")
+    images, labels = load_split(settings.dataset, settings.data_root, settings.split)
     test_images, test_labels = load_split(settings.dataset, settings.data_root, "test")
     spec = DATASETS[settings.dataset]
     if settings.batch_size > len(images):

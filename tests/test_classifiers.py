@@ -1,7 +1,9 @@
 """Architectures, the frozen wrapper, reading checkpoints, and training one."""
 
 import json
+from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from torch import nn
@@ -309,3 +311,21 @@ def test_the_command_line(tmp_path, digits_root, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*words, "--epoch", "1"])
     with pytest.raises(UserError, match="did you mean '--epochs'"):
         main()
+
+
+def test_an_evaluator_can_be_trained_on_a_split_of_its_own(digits_root, tmp_path):
+    folder = tmp_path / "data" / "digits"
+    folder.mkdir(parents=True)
+    for file in ("train.h5", "test.h5"):
+        (folder / file).symlink_to(Path(digits_root) / "digits" / file)
+    with h5py.File(folder / "train.h5") as whole, h5py.File(folder / "extra.h5", "w") as extra:
+        extra["images"], extra["labels"] = whole["images"][:300], whole["labels"][:300]
+        extra.attrs["classes"] = whole.attrs["classes"]
+    common = {"dataset": "digits", "epochs": 1, "data_root": str(tmp_path / "data"), "num_attacked": 1}
+    _, card = train_classifier(TrainSettings(**common, split="extra", role="evaluator", out=str(tmp_path / "e.pt")))
+    _, other = train_classifier(TrainSettings(**common, out=str(tmp_path / "c.pt")))
+    assert card["train_images"] == 300 and card["split"] == "extra" and "--split extra" in card["command"]
+    assert card["data_sha256"] != other["data_sha256"] and card["test_sha256"] == other["test_sha256"]
+    for split, words in (("test", "--split test is what the card"), ("more", "the more images of digits are missing")):
+        with pytest.raises(UserError, match=words):
+            train_classifier(TrainSettings(**common, split=split, out=str(tmp_path / "d.pt")))
