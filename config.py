@@ -114,9 +114,13 @@ class Config:
     init_D: str = setting("", "start from the weights in this D.pth of BigGAN-PyTorch or ProbeGAN")
 
     # optimisation
-    batch_size: int = setting(64, "images a step, real and fake each")
+    batch_size: int = setting(64, "images a step, real and fake each, over all processes of torchrun")
     num_steps: int = setting(100_000, "G steps of the whole run")
     num_D_steps: int = setting(4, "D steps before each G step")
+    num_D_accumulations: int = setting(1, "batches whose gradients a D step adds up, to save memory")
+    num_G_accumulations: int = setting(1, "batches whose gradients a G step adds up")
+    one_G_pass: bool = setting(False, "make the fakes of all D steps of a G step at once: faster, more memory, and their "
+                               "batch norms see all of them")
     G_lr: float = setting(2e-4, "learning rate of G")
     D_lr: float = setting(2e-4, "learning rate of D")
     beta1: float = setting(0.0, "Adam's beta_1 of both optimisers")
@@ -153,7 +157,8 @@ class Config:
                             "biggan with the same data set and unseen class.")
         if self.num_images < 50:
             raise UserError(f"--num_images is {self.num_images}; it must be at least 50.")
-        for name in ("batch_size", "num_steps", "num_D_steps", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
+        for name in ("batch_size", "num_steps", "num_D_steps", "num_D_accumulations",
+                     "num_G_accumulations", "G_ch", "D_ch", "dim_z", "shared_dim", "D_tilemix_ngrid",
                      "log_every", "sample_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")

@@ -4,8 +4,10 @@ State-dict keys follow BigGAN-PyTorch, so that its checkpoints and ProbeGAN's lo
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 # ----------------------------------------------------------------------------------- spectral norm
 
@@ -84,13 +86,37 @@ class StoredBatchNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.momentum = 0.1
+        self.synchronised = False  # statistics over the processes of torchrun
         self.register_buffer("stored_mean", torch.zeros(n_channels))
         self.register_buffer("stored_var", torch.ones(n_channels))
 
     def normalise(self, x):
         """Normalise (B, C, H, W) by the batch's statistics in training mode, by the stored ones in eval mode."""
+        if self.synchronised and self.training:
+            return self._normalise_over_processes(x)
         return F.batch_norm(x, self.stored_mean, self.stored_var, training=self.training, momentum=self.momentum,
                             eps=self.eps)
+
+
+    def _normalise_over_processes(self, x):
+        def mean_of(values):  # (B, C, H, W) -> (C, 1, 1), with the gradient of every process's loss
+            return all_reduce(values.mean((0, 2, 3))).div(dist.get_world_size())[:, None, None]
+
+        x = x.to(self.stored_mean.dtype)
+        mean = mean_of(x)
+        variance = mean_of((x - mean).square())
+        n = x.numel() // x.shape[1] * dist.get_world_size()
+        with torch.no_grad():
+            self.stored_mean.lerp_(mean.flatten(), self.momentum)
+            self.stored_var.lerp_(variance.flatten() * (n / (n - 1)), self.momentum)
+        return (x - mean) * (variance + self.eps).rsqrt()
+
+
+def synchronise_batch_norms(network):
+    """Let the batch norms of a network take their statistics over all processes of torchrun, where there are several."""
+    for module in network.modules():
+        if isinstance(module, StoredBatchNorm):
+            module.synchronised = dist.is_initialized() and dist.get_world_size() > 1
 
 
 class BatchNorm(StoredBatchNorm):

@@ -3,6 +3,9 @@
 Symbols: y* the unseen classes; d_c, d_u (B,) the outputs of the conditional and the unconditional head;
 `rows` (B,) floats, 1 where a row counts and 0 where it does not. Each function returns a scalar
 tensor, to be minimised. Signs are those of the text and of the authors' runs, not of the printed (2), (3).
+`total` () is what a masked mean divides by where the rows are one of several equal parts of a batch: the sum of the
+whole batch's rows by the number of parts, so that the mean over the parts is that of the batch; not given, it is that
+of the rows at hand.
 """
 
 import torch
@@ -14,25 +17,25 @@ def seen_rows(y, unseen):
     return 1.0 - (y[:, None] == unseen[None, :]).any(1).float()
 
 
-def mean_over(values, rows):
+def mean_over(values, rows, total=None):
     """Mean of values (B,) over the counted rows (B,); 0 where no row counts."""
     assert values.shape == rows.shape, (values.shape, rows.shape)
-    return (values * rows).sum() / rows.sum().clamp(min=1.0)
+    return (values * rows).sum() / (rows.sum() if total is None else total).clamp(min=1e-12)
 
 
-def hinge_real(d_c, rows):
+def hinge_real(d_c, rows, total=None):
     """Eq. (2), D: E relu(1 - D_c(x, y)) over the counted real rows."""
-    return mean_over(F.relu(1 - d_c), rows)
+    return mean_over(F.relu(1 - d_c), rows, total)
 
 
-def hinge_fake(d_c, rows):
+def hinge_fake(d_c, rows, total=None):
     """Eq. (2), D: E relu(1 + D_c(G(z, y), y)), y != y*."""
-    return mean_over(F.relu(1 + d_c), rows)
+    return mean_over(F.relu(1 + d_c), rows, total)
 
 
-def hinge_generator(d_c, rows):
+def hinge_generator(d_c, rows, total=None):
     """Eq. (2), G: -E D_c(G(z, y), y), y != y*."""
-    return mean_over(-d_c, rows)
+    return mean_over(-d_c, rows, total)
 
 
 def wasserstein(d_u_real, d_u_fake):
@@ -40,10 +43,9 @@ def wasserstein(d_u_real, d_u_fake):
     return d_u_fake.mean() - d_u_real.mean()
 
 
-def wasserstein_generator(d_u, weights):
+def wasserstein_generator(d_u, weights, total=None):
     """Eq. (3), G: -E D_u(G(z, y)) over all classes, rows weighted by `weights` (B,)."""
-    assert d_u.shape == weights.shape, (d_u.shape, weights.shape)
-    return -(d_u * weights).sum() / weights.sum().clamp(min=1e-12)
+    return mean_over(-d_u, weights, total)
 
 
 def interpolate(real, fake, e):
@@ -68,18 +70,21 @@ def output_penalty(d_u):
     return d_u.square().mean()
 
 
-def classification(logits, y, class_weights, prob_clip=1.0):
+def classification_rows(y, class_weights):
+    """The weight of each row in eq. (4): class_weights (K,) of the classifier's labels y (B,), 0 for -1."""
+    return class_weights[y.clamp(min=0)] * (y >= 0)
+
+
+def classification(logits, y, class_weights, prob_clip=1.0, total=None):
     """Eq. (4): -E log p_C(y | G(z, y)) over all classes.
 
     logits (B, K) of the frozen classifier, y (B,) its labels for the fakes, -1 for a class that it has none
     for. class_weights (K,) weigh the rows (the authors' C_new_coeff). Rows without a label, and those with
     p_C(y) > prob_clip, add nothing.
     """
-    label = y.clamp(min=0)
-    log_p = F.log_softmax(logits.float(), 1).gather(1, label[:, None]).squeeze(1)  # (B,)
-    weights = class_weights[label] * (y >= 0)
+    log_p = F.log_softmax(logits.float(), 1).gather(1, y.clamp(min=0)[:, None]).squeeze(1)  # (B,)
     kept = (log_p.detach().exp() <= prob_clip).float() if prob_clip < 1 else torch.ones_like(log_p)
-    return -(log_p * weights * kept).sum() / weights.sum().clamp(min=1e-12)
+    return mean_over(-log_p * kept, classification_rows(y, class_weights), total)
 
 
 def diversity(x, z, rows):

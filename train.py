@@ -3,6 +3,7 @@
 
     python train.py --dataset C10 --new_class horse --C_path robust.pt     a new run
     python train.py --resume runs/C10_wo_horse                             go on with it
+    torchrun --nproc_per_node 4 -- train.py ...                            either, on several GPUs
 
 Method: Zhang et al., "An Adversarial Framework for Generating Unseen Images by Activation
 Maximization", AAAI 2022.
@@ -18,15 +19,23 @@ import torch
 from tqdm import tqdm
 
 import probegan_losses as losses
-from baselines import biggan, degan, naive
+from baselines import biggan, degan, naive, ranks
 from baselines.biggan_am import BigGANAM
 from baselines.deep_inversion import DeepInversion
-from baselines.probe import Probe, acceptance, critic_loss, descend, draw_images, draw_latents, frozen_weights
+from baselines.probe import (
+    Probe,
+    class_terms,
+    critic_loss,
+    discriminator_step,
+    draw_fakes,
+    generator_step,
+    shown_to_D,
+)
 from baselines.robust_synthesis import RobustSynthesis
 from BigGAN import load_weights, make_discriminator, make_generator
 from classifiers.check import preflight, require_passed
 from config import Config, Parser, add_flags, make_config
-from layers import diff_augment
+from layers import diff_augment, synchronise_batch_norms
 from metrics.collapse import CollapseWatch
 from metrics.selection import Selection
 from sample import make_sampler, save_class_grid
@@ -37,7 +46,6 @@ from utils import (
     UserError,
     autocast,
     checkpoint_files,
-    choose_device,
     find_dataset,
     load_checkpoint,
     run_main,
@@ -46,57 +54,60 @@ from utils import (
     write_json,
 )
 
-# ------------------------------------------------------------------------------------------ the steps
+# ----------------------------------------------------------------------------------------- the losses
 
 
-def discriminator_step(G, D, optimiser, images, y_real, task, config):
-    """One D step of eq. (1). images: uint8 (B, C, H, W) of seen classes, y_real: (B,).
+def discriminator_loss(G, D, images, y_real, fakes, task, config):
+    """D's part of eq. (1): (total, unweighted terms).
 
-    Returns the unweighted terms as detached scalars.
+    images: uint8 (B, C, H, W) of seen classes; y_real (B,); fakes: baselines.probe.Fakes of B.
     """
     with autocast(images.device, config.precision):
-        fake, real, y = draw_images(G, images, task, config)
-        d_c, d_u = D(torch.cat((fake, real)), torch.cat((y, y_real)))
+        fake, real = shown_to_D(G, images, fakes, config)
+        d_c, d_u = D(torch.cat((fake, real)), torch.cat((fakes.y, y_real)))
         if config.D_tilemix_ngrid > 1:
             fake, real = (losses.tile_mix(images, config.D_tilemix_ngrid) for images in (fake, real))
             d_u = D(torch.cat((fake, real)))[1]
-        terms, total = critic_loss(D, d_u, fake, real, config)
-    seen = losses.seen_rows(y, task.unseen)
+        total, terms = critic_loss(D, d_u, fake, real, config)
     d_c_fake, d_c_real = d_c.split(len(images))
-    terms["D_hinge_fake"] = losses.hinge_fake(d_c_fake, seen)
-    terms["D_hinge_real"] = losses.hinge_real(d_c_real, seen if config.mask_real_by_fake else torch.ones_like(d_c_real))
-    return descend(optimiser, total + terms["D_hinge_fake"] + terms["D_hinge_real"], terms)
+    terms["D_hinge_fake"] = losses.hinge_fake(d_c_fake, fakes.seen, fakes.n_seen)
+    if config.mask_real_by_fake:
+        terms["D_hinge_real"] = losses.hinge_real(d_c_real, fakes.seen, fakes.n_seen)
+    else:
+        terms["D_hinge_real"] = losses.hinge_real(d_c_real, torch.ones_like(d_c_real))
+    return total + terms["D_hinge_fake"] + terms["D_hinge_real"], terms
 
 
-def generator_step(G, D, C, optimiser, task, config, batch_size, device):
-    """One G step of eq. (1) through D and the frozen classifier C, fakes of all classes.
+def generator_loss(G, D, C, fakes, task, config):
+    """G's part of eq. (1), through D and the frozen classifier C: (total, unweighted terms).
 
-    Returns the unweighted terms as detached scalars, and the share of fakes that C accepts as their class.
+    fakes: baselines.probe.Fakes of all classes. Among the terms is the share of fakes that C accepts as their class.
     """
-    with autocast(device, config.precision), frozen_weights(D):
-        z, y = draw_latents(G, task, batch_size, device)
-        fake = G(z, y)
+    with autocast(fakes.z.device, config.precision):
+        fake = G(fakes.z, fakes.y)
         shown = diff_augment(fake, config.diffaug)
-        d_c, d_u = D(shown, y)
+        d_c, d_u = D(shown, fakes.y)
         if config.D_tilemix_ngrid > 1:
             d_u = D(losses.tile_mix(shown, config.D_tilemix_ngrid))[1]
         logits = C(fake)
-    y_C, seen = task.C_labels[y], losses.seen_rows(y, task.unseen)
-    terms = {"G_wasserstein": losses.wasserstein_generator(d_u, task.u_weights[y]),
-             "G_hinge": losses.hinge_generator(d_c, seen),
-             "G_class": losses.classification(logits, y_C, task.C_weights, config.prob_clip)}
-    total = terms["G_wasserstein"] + terms["G_hinge"] + task.C_coeff * terms["G_class"]
+    class_loss, accepted = class_terms(logits, fakes, task, config)
+    u_weights = task.u_weights
+    terms = {"G_wasserstein": losses.wasserstein_generator(d_u, u_weights[fakes.y],
+                                                           fakes.share(u_weights[fakes.y_batch])),
+             "G_hinge": losses.hinge_generator(d_c, fakes.seen, fakes.n_seen), "G_class": class_loss}
+    total = terms["G_wasserstein"] + terms["G_hinge"] + task.C_coeff * class_loss
     if config.D2_reg_coeff > 0:
         total = total + config.D2_reg_coeff * losses.output_penalty(d_u)
     if config.diversity_coeff > 0:
-        terms["G_diversity"] = losses.diversity(fake, z, 1 - seen)
+        terms["G_diversity"] = losses.diversity(fake, fakes.z, 1 - fakes.seen)
         total = total - config.diversity_coeff * terms["G_diversity"]
-    return descend(optimiser, total, terms | acceptance(logits, y_C, seen))
+    return total, terms | accepted
 
 
-STEPS = {"probegan": (discriminator_step, generator_step),
-         **{module.__name__.rpartition(".")[2]: (module.discriminator_step, module.generator_step)
-            for module in (naive, biggan, degan)}}
+# the losses of D and of G
+GANS = {"probegan": (discriminator_loss, generator_loss),
+        **{module.__name__.rpartition(".")[2]: (module.discriminator_loss, module.generator_loss)
+           for module in (naive, biggan, degan)}}
 # methods that train no GAN
 SYNTHESES = {"biggan_am": BigGANAM, "robust_synthesis": RobustSynthesis, "deep_inversion": DeepInversion}
 
@@ -129,7 +140,8 @@ class Training(Probe):
 
     def __init__(self, config, spec, device, state=None):
         super().__init__(config, spec, device)
-        self.D_step, self.G_step = STEPS[config.method]
+        self.D_loss, self.G_loss = GANS[config.method]
+        self.rows = config.batch_size // ranks.size()  # of a batch in this process
         networks = spec.resolution, spec.channels, len(spec.classes)
         self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
         if config.init_G and state is None:
@@ -140,6 +152,7 @@ class Training(Probe):
             raise UserError(f"--D_tilemix_ngrid {config.D_tilemix_ngrid} does not divide {spec.resolution} pixels.")
         for network in (self.G, self.D):
             network.to(device, memory_format=torch.channels_last)
+        synchronise_batch_norms(self.G)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
         self.G_optim = make_adam(self.G, config.G_lr, config)
@@ -150,14 +163,28 @@ class Training(Probe):
     def networks(self):
         return {"G": self.G, "D": self.D}
 
+    def fakes_for_D(self):
+        """The Fakes of each D step in turn; with one_G_pass their images are made together, before the first."""
+        config = self.config
+        drawn = (draw_fakes(self.G, self.task, self.rows * config.num_D_accumulations, self.device)
+                 for _ in range(config.num_D_steps))
+        if not config.one_G_pass:
+            return drawn
+        drawn = list(drawn)
+        with torch.no_grad(), autocast(self.device, config.precision):
+            images = self.G(torch.cat([fakes.z for fakes in drawn]), torch.cat([fakes.y for fakes in drawn]))
+        return [replace(fakes, images=part) for fakes, part in zip(drawn, images.chunk(len(drawn)), strict=True)]
+
     def advance(self):
         """num_D_steps D steps, one G step, the moving average. Returns detached terms; waits for nothing."""
-        self.task.C_coeff.fill_(C_coeff_at(self.step, self.config))
-        for _ in range(self.config.num_D_steps):
+        config = self.config
+        self.task.C_coeff.fill_(C_coeff_at(self.step, config))
+        for fakes in self.fakes_for_D():
             images, labels = self.stream.next_batch()
-            D_terms = self.D_step(self.G, self.D, self.D_optim, images, labels, self.task, self.config)
-        G_terms = self.G_step(self.G, self.D, self.C, self.G_optim, self.task, self.config, self.config.batch_size,
-                              self.device)
+            D_terms = discriminator_step(self.D_loss, self.G, self.D, self.D_optim, images, labels, fakes, self.task,
+                                         config)
+        fakes = draw_fakes(self.G, self.task, self.rows * config.num_G_accumulations, self.device)
+        G_terms = generator_step(self.G_loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, config)
         self.step += 1
         self.ema.update(self.step)
         return D_terms | G_terms
@@ -223,9 +250,10 @@ SHOWN = {"D": "D_wasserstein", "G": "G_wasserstein", "class": "G_class", "unseen
 
 
 def train(training, run):
-    """The loop: steps, then what looks after them. Writes everything into the run folder."""
-    config, keeper = training.config, Keeper(training, run)
-    log = JsonLines(run / "log.jsonl", training.step)
+    """The loop: steps, then what looks after them. Process 0 writes everything into the run folder."""
+    config, leads = training.config, ranks.rank() == 0
+    if leads:
+        keeper, log = Keeper(training, run), JsonLines(run / "log.jsonl", training.step)
     window, window_start = [], time.perf_counter()
 
     def flush():
@@ -233,15 +261,26 @@ def train(training, run):
         if not window:
             return
         terms = {name: torch.stack([step[name] for step in window]).float().cpu() for name in window[0]}
+        ranks.average(list(terms.values()))
         require_finite(training, terms, training.step - len(window) + 1)
         means = {name: values.mean().item() for name, values in terms.items()}
         rate = len(window) / (time.perf_counter() - window_start)
-        log.write({"step": training.step, **means, "steps_per_second": rate})
+        if leads:
+            log.write({"step": training.step, **means, "steps_per_second": rate})
         bar.set_postfix({short: f"{means[name]:.2f}" for short, name in SHOWN.items() if name in means})
         window.clear()
         window_start = time.perf_counter()
 
-    with stop_on_signal() as stopped, tqdm(total=training.num_steps, initial=training.step, unit="step") as bar:
+    def look(drawing, judging):
+        sampler = make_sampler(training.state(), training.device)
+        if drawing:
+            save_class_grid(run / "samples.png", sampler)
+        if judging:
+            for warning in keeper.judge(sampler):
+                bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
+
+    with stop_on_signal() as stopped, tqdm(total=training.num_steps, initial=training.step, unit="step",
+                                           disable=not leads) as bar:
         while training.step < training.num_steps:
             window.append(training.advance())
             bar.update()
@@ -250,22 +289,20 @@ def train(training, run):
                 flush()
             drawing = training.step % config.sample_every == 0 or last
             saving = training.step % config.save_every == 0 or last
-            if drawing or saving:
+            stop = ranks.largest(stopped() or 0) if not last else 0
+            if drawing or saving or stop:
                 flush()
-                sampler = make_sampler(training.state(), training.device)
-            # the checkpoint last: a run whose last checkpoint stands has its last grid and judgement
-            if drawing:
-                save_class_grid(run / "samples.png", sampler)
-            if saving:
-                for warning in keeper.judge(sampler):
-                    bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
-                keeper.save()
-            if stopped() and not last:
-                flush()
-                keeper.save()
+                if leads and (drawing or saving):
+                    look(drawing, saving)
+                # the checkpoint last: a run whose last checkpoint stands has its last grid and judgement
+                if leads and (saving or stop):
+                    keeper.save()
+            if stop:
                 bar.close()
-                print(f"stopped at step {training.step}; go on with: python train.py --resume {run}", file=sys.stderr)
-                sys.exit(128 + stopped())
+                if leads:
+                    print(f"stopped at step {training.step}; go on with: python train.py --resume {run}",
+                          file=sys.stderr)
+                sys.exit(128 + stop)
 
 
 # -------------------------------------------------------------------------------------- command line
@@ -310,15 +347,18 @@ def main():
         run = run or default_run(config, spec)
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
-    training = start(config, spec, choose_device(config.device), state)
-    check = preflight(training.C, config, spec)
-    print(check)
-    require_passed(check, config)
-    write_json(run / "config.json", training.config.as_dict())
-    write_json(run / "audit.json", training.audit)
-    write_json(run / "classifier_check.json", check.as_dict())
-    print(training.audit["statement"])
-    train(training, run)
+    with ranks.joined(config.device) as device:
+        training = start(config, spec, device, state)
+        check = preflight(training.C, config, spec)
+        if ranks.rank() == 0:
+            print(check)
+        require_passed(check, config)
+        if ranks.rank() == 0:
+            write_json(run / "config.json", training.config.as_dict())
+            write_json(run / "audit.json", training.audit)
+            write_json(run / "classifier_check.json", check.as_dict())
+            print(training.audit["statement"])
+        train(training, run)
 
 
 if __name__ == "__main__":

@@ -150,10 +150,10 @@ def seeded_latents(seeds, dim_z, truncation=None):
 
 
 def random_state():
-    """Every global random state that training draws from, as tensors."""
+    """The random states that training draws from, of the CPU and of the current GPU, as tensors."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -161,7 +161,7 @@ def set_random_state(state):
     """Restore what `random_state` returned."""
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class EMA:

@@ -9,8 +9,7 @@ Unlike the paper's, the networks and the adversarial loss are ProbeGAN's (D_u, e
 
 import torch
 
-from baselines.naive import discriminator_step  # noqa: F401  an unconditional D learns alike
-from baselines.probe import descend, draw_latents, frozen_weights
+from baselines.naive import discriminator_loss  # noqa: F401  an unconditional D learns alike
 from layers import diff_augment
 from sample import Sampler
 from utils import autocast, seeded_latents
@@ -19,20 +18,19 @@ FIRST_SEED = 2**42  # far from the seeds of all other draws
 POOL = 10  # latents judged for each one kept
 
 
-def generator_step(G, D, C, optimiser, task, config, batch_size, device):
-    """One step of G through D_u and C. The interface of train.generator_step.
+def generator_loss(G, D, C, fakes, task, config):
+    """D_u and C. The interface of train.generator_loss.
 
     total = -E D_u + DG_entropy * E H(p_C(. | G(z))) - DG_balance * H(E p_C(. | G(z))).
     """
-    with autocast(device, config.precision), frozen_weights(D):
-        z, y = draw_latents(G, task, batch_size, device)
-        fake = G(z, y)
+    with autocast(fakes.z.device, config.precision):
+        fake = G(fakes.z, fakes.y)
         d_u, logits = D(diff_augment(fake, config.diffaug))[1], C(fake)
     p = logits.float().softmax(1)  # (B, K)
     terms = {"G_wasserstein": -d_u.mean(), "G_entropy": torch.special.entr(p).sum(1).mean(),
              "G_balance": -torch.special.entr(p.mean(0)).sum()}
     total = terms["G_wasserstein"] + config.DG_entropy * terms["G_entropy"] + config.DG_balance * terms["G_balance"]
-    return descend(optimiser, total, terms)
+    return total, terms
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
 """What ProbeGAN and its rivals share: the frozen classifier, the image set without y*, the classes and the draws."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 import probegan_losses as losses
+from baselines import ranks
 from classifiers import load_classifier
 from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier, refuse_evaluator
@@ -51,21 +52,58 @@ def draw_latents(G, task, batch_size, device):
     return z, task.fake_classes[places]
 
 
-def draw_images(G, images, task, config):
-    """What D is shown in one step: (fake, real, y), images (B, C, H, W) in [-1, 1] after DiffAugment, y of the fakes.
+@dataclass(frozen=True)
+class Fakes:
+    """What the fakes of one step are made from: this process's rows of a batch, or a part of them.
+
+    The masked means of a loss divide by sums over the whole batch, which all processes know.
+    """
+
+    z: torch.Tensor  # (B, dim_z)
+    y: torch.Tensor  # (B,) labels
+    seen: torch.Tensor  # (B,) 1.0 for the rows of seen classes
+    y_batch: torch.Tensor  # labels of the whole batch
+    seen_batch: torch.Tensor
+    parts: int  # the equal parts that the whole batch is computed in
+    images: torch.Tensor | None = None  # (B, C, H, W), where they were made before
+
+    def split(self, n):
+        """The n equal parts of these rows, as a list."""
+        columns = [column.chunk(n) if column is not None else [None] * n
+                   for column in (self.z, self.y, self.seen, self.images)]
+        return [replace(self, z=z, y=y, seen=seen, images=images, parts=n * self.parts)
+                for z, y, seen, images in zip(*columns, strict=True)]
+
+    def share(self, rows_of_batch):
+        """The `total` of a masked mean over one part."""
+        return rows_of_batch.sum() / self.parts
+
+    @property
+    def n_seen(self):
+        """`share` of the rows of seen classes."""
+        return self.share(self.seen_batch)
+
+
+def draw_fakes(G, task, batch_size, device):
+    """The Fakes of a step with `batch_size` rows in this process."""
+    z, y = draw_latents(G, task, batch_size * ranks.size(), device)
+    seen = losses.seen_rows(y, task.unseen)
+    return Fakes(ranks.own(z), ranks.own(y), ranks.own(seen), y, seen, ranks.size())
+
+
+def shown_to_D(G, images, fakes, config):
+    """What D is shown: (fake, real), images (B, C, H, W) in [-1, 1] after DiffAugment.
 
     images: uint8 (B, C, H, W). No gradient reaches G.
     """
     real = to_unit_range(images).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        z, y = draw_latents(G, task, len(images), images.device)
-        fake = diff_augment(G(z, y), config.diffaug)
-        real = diff_augment(real, config.diffaug)
-    return fake, real, y
+        fake = G(fakes.z, fakes.y) if fakes.images is None else fakes.images
+        return diff_augment(fake, config.diffaug), diff_augment(real, config.diffaug)
 
 
 def critic_loss(D, d_u, fake, real, config):
-    """D's part of eq. (3) with the authors' penalty of its outputs: (terms, total).
+    """D's part of eq. (3) with the authors' penalty of its outputs: (total, terms).
 
     d_u: D_u (2B,) of fakes and reals; fake, real: images (B, C, H, W), for the gradient penalty.
     """
@@ -73,7 +111,7 @@ def critic_loss(D, d_u, fake, real, config):
     if config.penalty == "r1":
         x_hat = real.detach().requires_grad_()
     else:
-        e = torch.rand(len(fake), 1, 1, 1, device=fake.device)
+        e = ranks.own(torch.rand(len(fake) * ranks.size(), 1, 1, 1, device=fake.device))
         x_hat = losses.interpolate(real, fake, e).requires_grad_()
     penalty = losses.gradient_penalty(D(x_hat)[1], x_hat, norm=1.0 if config.penalty == "wgan-gp" else 0.0)
     terms = {"D_wasserstein": losses.wasserstein(d_u_real, d_u_fake), "D_penalty": penalty}
@@ -84,7 +122,7 @@ def critic_loss(D, d_u, fake, real, config):
     elif config.drift > 0:
         terms["D_reg"] = losses.output_penalty(d_u_real)
         total = total + config.drift * terms["D_reg"]
-    return terms, total
+    return total, terms
 
 
 @contextmanager
@@ -97,12 +135,48 @@ def frozen_weights(D):
         D.requires_grad_(True)
 
 
-def descend(optimiser, total, terms):
-    """One step of an optimiser down the scalar `total`; returns the terms detached."""
+def descend(optimiser, loss, parts):
+    """One step of an optimiser down the mean of loss(*part) = (total, terms) over parts; returns the mean terms.
+
+    Each part's graph is gone before the next is built. The terms are detached, and of this process alone.
+    """
     optimiser.zero_grad(set_to_none=True)
-    total.backward()
+    found = []
+    for part in parts:
+        total, terms = loss(*part)
+        (total / len(parts)).backward()
+        found.append({name: term.detach() for name, term in terms.items()})
+    ranks.average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
     optimiser.step()
-    return {name: term.detach() for name, term in terms.items()}
+    return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+
+
+def discriminator_step(loss, G, D, optimiser, images, y_real, fakes, task, config):
+    """One D step of eq. (1) in num_D_accumulations parts. Returns the unweighted terms as detached scalars.
+
+    loss: a method's discriminator_loss. images: uint8 (B, C, H, W) of seen classes, y_real: (B,); fakes: Fakes of B.
+    """
+    n = config.num_D_accumulations
+    parts = list(zip(images.chunk(n), y_real.chunk(n), fakes.split(n), strict=True))
+    return descend(optimiser, lambda *part: loss(G, D, *part, task, config), parts)
+
+
+def generator_step(loss, G, D, C, optimiser, fakes, task, config):
+    """One G step of eq. (1) in num_G_accumulations parts. Returns the unweighted terms as detached scalars.
+
+    loss: a method's generator_loss.
+    """
+    with frozen_weights(D):
+        return descend(optimiser, lambda part: loss(G, D, C, part, task, config),
+                       [(part,) for part in fakes.split(config.num_G_accumulations)])
+
+
+def class_terms(logits, fakes, task, config):
+    """(eq. (4), the shares of fakes that C accepts as their class, of seen classes and of y*, as terms)."""
+    y_C = task.C_labels[fakes.y]
+    rows = losses.classification_rows(task.C_labels[fakes.y_batch], task.C_weights)
+    loss = losses.classification(logits, y_C, task.C_weights, config.prob_clip, fakes.share(rows))
+    return loss, acceptance(logits, y_C, fakes.seen)
 
 
 def acceptance(logits, y_C, seen):
@@ -135,8 +209,12 @@ class Probe:
         self.C_sha256 = fingerprint(self.C.model)
         source = open_source(spec, config.data_root, "train")
         indices, self.audit, guard = leave_out(source, spec, config.new_class, keep_unseen=config.oracle)
-        self.stream = ImageStream(source, indices, guard, config.batch_size, device, config.augment, config.seed,
-                                  config.max_resident_gb, config.num_workers)
+        if config.batch_size % ranks.size():
+            raise UserError(f"--batch_size {config.batch_size} cannot be shared by {ranks.size()} processes; give a "
+                            "multiple of their number.")
+        self.stream = ImageStream(source, indices, guard, config.batch_size * config.num_D_accumulations, device,
+                                  config.augment, config.seed, config.max_resident_gb, config.num_workers,
+                                  ranks.rank(), ranks.size())
         self.task = make_task(config, self.C.labels, self.C.num_classes, device)
         self.step = 0
 

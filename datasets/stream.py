@@ -45,18 +45,21 @@ class ImageStream:
 
     augment: 'none'; 'flip' mirrors half of the images left to right; 'crop' shifts each by up to an
     eighth of its size, reflecting at the border; 'flip_crop' does both.
+    rank and size: of `size` processes that draw the same batches this one is given the slice number `rank` of each;
+    batch_size is that of the whole batch.
     guard.check(images, labels) sees every image before augmentation: all at once when resident, else
     batch by batch. Raises AbsenceError from there, and UserError for a batch larger than the set.
     """
 
     def __init__(self, source, indices, guard, batch_size, device, augment="none", seed=0, max_resident_gb=4.0,
-                 num_workers=2):
+                 num_workers=2, rank=0, size=1):
         if batch_size > len(indices):
             raise UserError(f"--batch_size {batch_size} is larger than the image set of {len(indices)} images; "
                             f"give at most {len(indices)}.")
         self.source, self.indices, self.guard = source, indices, guard
         self.batch_size, self.device, self.augment, self.seed = batch_size, torch.device(device), augment, seed
         self.resident = len(indices) * math.prod(source.image_shape) <= max_resident_gb * 2**30
+        self.own = slice(batch_size // size * rank, batch_size // size * (rank + 1))
         self.plans = {}
         self.load_state_dict({"epoch": 0, "position": 0})
         if self.resident:
@@ -78,7 +81,7 @@ class ImageStream:
         self.plans.clear()
 
     def next_batch(self):
-        """The next (images uint8 (B, C, H, W), labels int64 (B,)) on the device."""
+        """This process's part of the next batch, (images uint8 (B, C, H, W), labels int64 (B,)) on the device."""
         if self.resident:
             images, labels = self.take(self.images, self.labels, self.plan(self.epoch, self.position))
         else:
@@ -96,7 +99,7 @@ class ImageStream:
         return (epoch, position) if position + self.batch_size <= len(self.indices) else (epoch + 1, 0)
 
     def plan(self, epoch, position):
-        """int64 (4, B): place in `indices`, flip, down and right of each image of the batch at this place."""
+        """int64 (4, B): place in `indices`, flip, down and right of each own image of the batch at this place."""
         if epoch not in self.plans:
             self.plans = {e: plan for e, plan in self.plans.items() if e >= self.epoch}
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
@@ -109,7 +112,7 @@ class ImageStream:
                 # one copy an epoch, so that no batch waits for the device
                 plan = self.pinned(plan).to(self.device, non_blocking=True)
             self.plans[epoch] = plan
-        return self.plans[epoch][:, position:position + self.batch_size]
+        return self.plans[epoch][:, position:position + self.batch_size][:, self.own]
 
     def read(self, plan):
         """Read one batch of a streamed set, in a thread."""

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probegan_losses as losses
-from baselines.probe import draw_latents, make_task
+from baselines.probe import discriminator_step, draw_fakes, draw_latents, generator_step, make_task
 from BigGAN import make_discriminator, make_generator
 from config import Config
 from layers import SpectralNorm, diff_augment
-from train import STEPS
+from train import GANS
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
 CONFIG = Config(dataset="digits", new_class=(UNSEEN,), G_ch=2, D_ch=2, dim_z=12, shared_dim=8, batch_size=BATCH,
@@ -44,12 +44,15 @@ class Nets:
         self.config, self.device = config, torch.device(device)
 
     def D_step(self):
-        step = STEPS[self.config.method][0]
-        return step(self.G, self.D, self.D_optim, self.images, self.labels, self.task, self.config)
+        loss, _ = GANS[self.config.method]
+        fakes = draw_fakes(self.G, self.task, BATCH, self.device)
+        return discriminator_step(loss, self.G, self.D, self.D_optim, self.images, self.labels, fakes, self.task,
+                                  self.config)
 
     def G_step(self):
-        step = STEPS[self.config.method][1]
-        return step(self.G, self.D, self.C, self.G_optim, self.task, self.config, BATCH, self.device)
+        _, loss = GANS[self.config.method]
+        fakes = draw_fakes(self.G, self.task, BATCH, self.device)
+        return generator_step(loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, self.config)
 
 
 def settings(**changes):
@@ -200,6 +203,39 @@ def test_one_backward_an_optimiser_step(config, monkeypatch):
     assert calls == ["backward", "step"] * 2
 
 
+@pytest.mark.parametrize("config", [settings(mask_real_by_fake=False), settings(C_new_coeff=2.0, G_new_coeff=3.0),
+                                    settings(method="naive")])
+@pytest.mark.parametrize("n", [2, 3])
+def test_accumulated_gradients_are_those_of_the_large_batch(config, n, double_outputs):
+    """Without batch statistics (eval mode), in float64, in 2 and 3 parts whose rows of y* differ in number."""
+    gradients = []
+    e = torch.rand(BATCH, 1, 1, 1, dtype=torch.float64)
+    for parts in (1, n):
+        nets = Nets(dataclasses.replace(config, num_D_accumulations=parts, num_G_accumulations=parts))
+        for network in (nets.G, nets.D, nets.C):
+            network.eval().double()
+        torch.manual_seed(2)
+        fakes = draw_fakes(nets.G, nets.task, BATCH, "cpu")
+        fakes = dataclasses.replace(fakes, z=fakes.z.double())
+        assert config.method == "naive" or len({part.seen.sum().item() for part in fakes.split(n)}) > 1
+        D_loss, G_loss = GANS[config.method]
+        with pytest.MonkeyPatch.context() as patch:
+            pieces = iter(e.chunk(parts))
+            patch.setattr(torch, "rand", lambda *_, pieces=pieces, **__: next(pieces))
+            patch.setattr("baselines.probe.to_unit_range", lambda images: images.double() / 127.5 - 1)
+            for optimiser in (nets.D_optim, nets.G_optim):
+                patch.setattr(optimiser, "step", lambda: None)
+            discriminator_step(D_loss, nets.G, nets.D, nets.D_optim, nets.images, nets.labels, fakes, nets.task,
+                               nets.config)
+            found = {f"D.{name}": p.grad.clone() for name, p in nets.D.named_parameters() if p.grad is not None}
+            generator_step(G_loss, nets.G, nets.D, nets.C, nets.G_optim, fakes, nets.task, nets.config)
+        gradients.append(found | {f"G.{name}": p.grad for name, p in nets.G.named_parameters() if p.grad is not None})
+    whole, accumulated = gradients
+    assert whole.keys() == accumulated.keys() and len(whole) > 20
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, accumulated[name], rtol=1e-9, atol=1e-12), name
+
+
 def test_terms_are_detached():
     nets = Nets(settings())
     assert not any(term.requires_grad for term in (nets.D_step() | nets.G_step()).values())
@@ -240,10 +276,9 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
     seen_by_hinge = []
     name = "hinge_fake" if network == "D" else "hinge_generator"
     hinge = getattr(losses, name)
-    monkeypatch.setattr(losses, name, lambda d_c, rows: seen_by_hinge.append(rows) or hinge(d_c, rows))
+    monkeypatch.setattr(losses, name, lambda d_c, rows, total: seen_by_hinge.append(rows) or hinge(d_c, rows, total))
     drawn = []
-    where = "baselines.probe.draw_latents" if network == "D" else "train.draw_latents"
-    monkeypatch.setattr(where, lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
+    monkeypatch.setattr("baselines.probe.draw_latents", lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
     (nets.D_step if network == "D" else nets.G_step)()
     assert seen_by_hinge[0].tolist() == [float(y != UNSEEN) for y in drawn[0][1].tolist()]
     if network == "D":
