@@ -119,7 +119,7 @@ class Config:
     num_D_steps: int = setting(4, "D steps before each G step")
     num_D_accumulations: int = setting(1, "batches whose gradients a D step adds up, to save memory")
     num_G_accumulations: int = setting(1, "batches whose gradients a G step adds up")
-    one_G_pass: bool = setting(False, "make the fakes of all D steps of a G step at once: faster, more memory, and their "
+    one_G_pass: bool = setting(False, "make the fakes of all D steps of a G step at once: faster, more memory; their "
                                "batch norms see all of them")
     G_lr: float = setting(2e-4, "learning rate of G")
     D_lr: float = setting(2e-4, "learning rate of D")
@@ -133,6 +133,7 @@ class Config:
     seed: int = setting(0, "seed of the initial weights and of all draws")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("fp32", "arithmetic of the forward passes", ("fp32", "bf16"))
+    cuda_graph: bool = setting(True, "replay iterations as one CUDA graph, without work for the host")
     log_every: int = setting(50, "G steps between lines of log.jsonl")
     sample_every: int = setting(1000, "G steps between sample grids")
     save_every: int = setting(1000, "G steps between checkpoints")

@@ -114,11 +114,57 @@ SYNTHESES = {"biggan_am": BigGANAM, "robust_synthesis": RobustSynthesis, "deep_i
 # ------------------------------------------------------------------------------------------- one run
 
 
+WARM_UP = 3  # iterations before one is recorded, in which libraries set up what they need
+
+
+class Recorded:
+    """Runs iterate(batches) -> {name: scalar} from a recording of it, after a few runs as it is.
+
+    A recording works on the tensors that it was made with: the batches are copied into those, and the terms out of
+    them. record: a function without arguments -> one that repeats its work on the device and returns the same
+    tensors.
+    """
+
+    def __init__(self, iterate, record):
+        self.iterate, self.record = iterate, record
+        self.runs, self.repeat = 0, None
+
+    def __call__(self, batches):
+        self.runs += 1
+        if self.runs <= WARM_UP:
+            return self.iterate(batches)
+        if self.repeat is None:
+            self.batches = [tuple(part.clone() for part in batch) for batch in batches]
+            self.repeat = self.record(lambda: self.iterate(self.batches))
+        for own, given in zip(self.batches, batches, strict=True):
+            for place, part in zip(own, given, strict=True):
+                place.copy_(part)
+        return {name: term.clone() for name, term in self.repeat().items()}
+
+
+def record_cuda_graph(function):
+    """Capture what `function` does on the GPU; where that cannot be, say why and return `function` itself."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            found = function()
+    except RuntimeError as error:
+        print(f"the iterations run eagerly: no CUDA graph could be captured ({str(error).splitlines()[0]})")
+        return function
+
+    def repeat():
+        graph.replay()
+        return found
+
+    return repeat
+
+
 def make_adam(network, lr, config):
     """Adam over a network's parameters with a Config's betas and epsilon."""
     parameters = list(network.parameters())
     return torch.optim.Adam(parameters, lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
-                            fused=parameters[0].device.type in ("cpu", "cuda"))
+                            fused=parameters[0].device.type in ("cpu", "cuda"),
+                            capturable=parameters[0].device.type == "cuda")
 
 
 def C_coeff_at(step, config):
@@ -157,6 +203,12 @@ class Training(Probe):
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
         self.G_optim = make_adam(self.G, config.G_lr, config)
         self.D_optim = make_adam(self.D, config.D_lr, config)
+        self.run_iteration = self.iterate
+        if device.type == "cuda" and config.cuda_graph:
+            if ranks.size() == 1:
+                self.run_iteration = Recorded(self.iterate, record_cuda_graph)
+            elif ranks.rank() == 0:
+                print("the iterations run eagerly: a CUDA graph is captured for one process alone")
         if state is not None:
             self.load_state(state)
 
@@ -175,19 +227,23 @@ class Training(Probe):
             images = self.G(torch.cat([fakes.z for fakes in drawn]), torch.cat([fakes.y for fakes in drawn]))
         return [replace(fakes, images=part) for fakes, part in zip(drawn, images.chunk(len(drawn)), strict=True)]
 
-    def advance(self):
-        """num_D_steps D steps, one G step, the moving average. Returns detached terms; waits for nothing."""
+    def iterate(self, batches):
+        """num_D_steps D steps on as many batches, and one G step. Returns detached terms; waits for nothing."""
         config = self.config
-        self.task.C_coeff.fill_(C_coeff_at(self.step, config))
-        for fakes in self.fakes_for_D():
-            images, labels = self.stream.next_batch()
+        for (images, labels), fakes in zip(batches, self.fakes_for_D(), strict=True):
             D_terms = discriminator_step(self.D_loss, self.G, self.D, self.D_optim, images, labels, fakes, self.task,
                                          config)
         fakes = draw_fakes(self.G, self.task, self.rows * config.num_G_accumulations, self.device)
         G_terms = generator_step(self.G_loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, config)
+        return D_terms | G_terms
+
+    def advance(self):
+        """The steps of one iteration, and the moving average. Returns detached terms; waits for nothing."""
+        self.task.C_coeff.fill_(C_coeff_at(self.step, self.config))
+        terms = self.run_iteration([self.stream.next_batch() for _ in range(self.config.num_D_steps)])
         self.step += 1
         self.ema.update(self.step)
-        return D_terms | G_terms
+        return terms
 
     def state(self):
         state = super().state() | {

@@ -19,7 +19,7 @@ import utils
 from classifiers import build
 from config import Config, make_config
 from layers import SpectralNorm
-from train import Training, main, train
+from train import Recorded, Training, main, train
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def training(world, **changes):
     settings = {name: type(getattr(Config, name))(value) for name, value in settings.items()}
     settings |= {"new_class": ["7"], "C_path": str(world / "C.pt"), **changes}
     config = make_config(dataset="digits", data_root=str(world), **settings)
-    return Training(config, DATASETS["digits"], torch.device("cpu"))
+    return Training(config, DATASETS["digits"], torch.device(config.device))
 
 
 def flat(value, path=""):
@@ -260,6 +260,35 @@ def test_the_reals_of_the_unseen_class_never_reach_the_step(world):
     assert oracle.audit["statement"].startswith("ORACLE")
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_D_steps": 3, "one_G_pass": True, "C_coeff_end": 0.0}])
+def test_a_recorded_iteration_computes_what_an_eager_one_does(world, changes):
+    """The recorder of a GPU, with a recording that a CPU can play: the same function on the same tensors."""
+    eager, recorded = training(world, **changes), training(world, **changes)
+    played = []
+    recorded.run_iteration = Recorded(recorded.iterate, lambda function: lambda: played.append(1) or function())
+    for run in (eager, recorded):
+        torch.manual_seed(1)
+        run.terms = [run.advance() for _ in range(6)]
+    assert len(played) == 3
+    assert_same_state(eager.state(), recorded.state())
+    assert_same_state(eager.terms, recorded.terms)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"method": "naive"}, {"D_tilemix_ngrid": 4}])
+def test_a_cuda_graph_computes_what_eager_steps_do(world, changes, capsys):
+    runs = {}
+    for graph in (True, False):
+        run = training(world, device="cuda", cuda_graph=graph, **changes)
+        torch.manual_seed(1)
+        runs[graph] = [{name: term.item() for name, term in run.advance().items()} for _ in range(8)]
+    assert "eagerly" not in capsys.readouterr().out
+    tolerance = 2e-2 if "precision" in changes else 1e-3
+    for captured, eager in zip(runs[True], runs[False], strict=True):
+        for name, value in eager.items():
+            assert captured[name] == pytest.approx(value, rel=tolerance, abs=1e-3), name
+
+
 def test_several_unseen_classes(world):
     run = training(world, new_class=["2", "7"])
     assert run.task.unseen.tolist() == [2, 7] and run.audit["unseen_classes"] == ["2", "7"]
@@ -268,7 +297,7 @@ def test_several_unseen_classes(world):
 
 
 @pytest.mark.parametrize("changes", [
-    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"diffaug": ("color", "translation", "cutout")},
+    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"num_D_accumulations": 2, "one_G_pass": True}, {"diffaug": ("color", "translation", "cutout")},
     {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
     {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
     {"C_class_map": ("9", "8", "none", "6", "5", "4", "3", "2", "1", "0")},
