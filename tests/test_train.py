@@ -297,7 +297,8 @@ def test_several_unseen_classes(world):
 
 
 @pytest.mark.parametrize("changes", [
-    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"num_D_accumulations": 2, "one_G_pass": True}, {"diffaug": ("color", "translation", "cutout")},
+    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"num_D_accumulations": 2, "one_G_pass": True},
+    {"diffaug": ("color", "translation", "cutout")},
     {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
     {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
     {"C_class_map": ("9", "8", "none", "6", "5", "4", "3", "2", "1", "0")},
