@@ -1,7 +1,7 @@
 """The shell launchers and the benchmark: what they refuse, and the command that they run."""
 
+import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,11 +75,31 @@ def test_classifier_launchers_make_what_is_missing(checkout, dataset, stem):
         assert line.endswith("--device cuda") and ("--role evaluator" in line) == (name == "evaluator")
 
 
-def test_the_benchmark_counts_arithmetic_and_prints_a_share():
+def benchmark(tmp_path, *flags):
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks/step_time.py"), "--width", "2", "--batch_size", "2",
-                           "--num_D_steps", "1", "--repeats", "1", "--device", "cpu"], capture_output=True, text=True)
+                           "--num_D_steps", "2", "--repeats", "1", "--device", "cpu", "--json",
+                           str(tmp_path / "t.json"), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    values = {line.split()[0]: float(re.search(r"[\d.]+", line)[0]) for line in done.stdout.splitlines()[1:]
-              if not line.strip().startswith(("an", "peak"))}
-    assert values["arithmetic"] > 0 and values["rate"] > 0
-    assert values["share"] == pytest.approx(100 * values["rate"] / values["convolution"], abs=1)
+    return json.loads((tmp_path / "t.json").read_text())
+
+
+def test_the_benchmark_counts_arithmetic_and_gives_shares(tmp_path):
+    found = benchmark(tmp_path, "--precision", "fp32", "bf16", "--C_arch", "smallcnn", "resnet8")
+    assert [(row["precision"], row["C_arch"]) for row in found["rows"]] == [
+        ("fp32", "smallcnn"), ("fp32", "resnet8"), ("bf16", "smallcnn"), ("bf16", "resnet8")]
+    for row in found["rows"]:
+        assert row["GFLOP_per_s"] == pytest.approx(row["GFLOP"] / row["seconds"])
+        for ceiling in ("convolution", "product"):
+            assert row[f"share_of_{ceiling}"] == pytest.approx(row["GFLOP_per_s"] / row[f"{ceiling}_GFLOP_per_s"])
+    parts = {name: part["GFLOP"] for name, part in found["phases"].items()}
+    # D's steps make their fakes themselves
+    assert parts["D steps"] + parts["G step"] == pytest.approx(found["rows"][0]["GFLOP"], rel=1e-6)
+    assert parts["D steps"] > parts["G makes fakes for D"] + parts["of which the penalty"]
+    assert 0 < parts["of which the classifier"] < parts["G step"]
+
+
+def test_the_benchmark_sweeps_and_plots(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (tests/requirements.txt)")
+    found = benchmark(tmp_path, "--sweep", "classes", "--plot", str(tmp_path / "t.png"))
+    assert [row["classes"] for row in found["rows"]] == [2, 10, 100, 1000]
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
