@@ -103,3 +103,11 @@ def test_the_benchmark_sweeps_and_plots(tmp_path, monkeypatch):
     found = benchmark(tmp_path, "--sweep", "classes", "--plot", str(tmp_path / "t.png"))
     assert [row["classes"] for row in found["rows"]] == [2, 10, 100, 1000]
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_data_benchmark_reads_both_kinds_of_set():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/data_time.py"), "--images", "200", "--num", "300",
+                           "--resolution", "16", "--batch_size", "32"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rates = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
+    assert rates.keys() == {"hdf5", "folder"} and min(rates.values()) > 0
