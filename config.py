@@ -243,7 +243,7 @@ def add_flags(parser, settings=Config, names=None):
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is tuple:
             element = str if name == "new_class" else get_args(kind)[0]
-            parser.add_argument(f"--{name}", nargs="+", type=element,
+            parser.add_argument(f"--{name}", nargs="*", type=element,
                                 metavar="LABEL" if element is not float else "VALUE", **common)
         else:
             parser.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **common)

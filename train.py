@@ -348,7 +348,7 @@ def train(training, run):
             stop = ranks.largest(stopped() or 0) if not last else 0
             if drawing or saving or stop:
                 flush()
-                if leads and (drawing or saving):
+                if leads and (drawing or saving) and training.drawable:
                     look(drawing, saving)
                 # the checkpoint last: a run whose last checkpoint stands has its last grid and judgement
                 if leads and (saving or stop):

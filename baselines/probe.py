@@ -222,6 +222,11 @@ class Probe:
     def num_steps(self):
         return self.config.num_steps
 
+    @property
+    def drawable(self):
+        """Whether images can be drawn from the state at hand."""
+        return True
+
     def networks(self):
         """{name: network in training}, whose weights must stay finite."""
         return {}

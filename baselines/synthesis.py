@@ -26,6 +26,10 @@ class Synthesis(Probe):
     def num_steps(self):
         return self.batches * len(self.config.new_class)
 
+    @property
+    def drawable(self):
+        return self.step == self.num_steps
+
     def advance(self):
         """Make the next batch. Returns detached terms."""
         label = self.config.new_class[self.step // self.batches]

@@ -279,3 +279,9 @@ def test_entropy_and_balance_have_their_signs(world):
     run = run_of(world, "degan", DG_entropy=1.0, DG_balance=1.0)
     terms = run.advance()
     assert 0 <= terms["G_entropy"] <= torch.tensor(10.0).log() and -torch.tensor(10.0).log() <= terms["G_balance"] <= 0
+
+
+def test_a_synthesis_is_saved_before_there_is_enough_to_draw(world, tmp_path):
+    call(train, *flags(world, "robust_synthesis", batch_size=10), "--save_every", 1, "--run", tmp_path)
+    assert len(load_checkpoint(tmp_path)["images"][7]) == 50
+    assert len((tmp_path / "collapse.jsonl").read_text().splitlines()) == 1
