@@ -113,7 +113,7 @@ class StoredBatchNorm(nn.Module):
 
 
 def synchronise_batch_norms(network):
-    """Let the batch norms of a network take their statistics over all processes of torchrun, where there are several."""
+    """Let a network's batch norms take their statistics over the processes of torchrun, where there are several."""
     for module in network.modules():
         if isinstance(module, StoredBatchNorm):
             module.synchronised = dist.is_initialized() and dist.get_world_size() > 1
