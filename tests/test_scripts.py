@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.time_to_quality import seconds_at
+from classifiers.train import TrainSettings, train_classifier
+from datasets.prepare import prepare
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -111,3 +115,34 @@ def test_the_data_benchmark_reads_both_kinds_of_set():
     assert done.returncode == 0, done.stderr
     rates = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
     assert rates.keys() == {"hdf5", "folder"} and min(rates.values()) > 0
+
+
+def test_seconds_of_training_are_those_of_the_log():
+    log = [{"step": 10, "steps_per_second": 5.0}, {"step": 30, "steps_per_second": 4.0}]
+    assert seconds_at(log) == {10: 2.0, 30: 7.0}
+
+
+def test_quality_is_measured_once_for_each_checkpoint(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (tests/requirements.txt)")
+    prepare("digits", str(tmp_path))
+    common = {"dataset": "digits", "data_root": str(tmp_path), "device": "cpu", "num_attacked": 1, "epochs": 1}
+    train_classifier(TrainSettings(**common, out=str(tmp_path / "C.pt")))
+    train_classifier(TrainSettings(**common, out=str(tmp_path / "E.pt"), arch="resnet8", role="evaluator", seed=1))
+    run = tmp_path / "run"
+
+    def python(*words):
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python("train.py", "--dataset", "digits", "--new_class", 7, "--data_root", tmp_path, "--C_path", tmp_path / "C.pt",
+           "--evaluator", tmp_path / "E.pt", "--run", run, "--num_steps", 4, "--save_every", 2, "--G_ch", 2, "--D_ch",
+           2, "--keep", 9, "--skip_classifier_check", "--device", "cpu")
+    said = python("benchmarks/time_to_quality.py", "--run", run, "--num", 50)
+    points = json.loads((run / "quality.json").read_text())
+    assert [(p["step"], p["metric"]) for p in points] == [(2, "intra_fd"), (2, "recognition"), (4, "intra_fd"),
+                                                          (4, "recognition")]
+    assert 0 < points[0]["seconds"] < points[2]["seconds"] and "quality.png" in said
+    lines = (run / "results.jsonl").read_text()
+    python("benchmarks/time_to_quality.py", "--run", run, "--num", 50)
+    assert (run / "results.jsonl").read_text() == lines
