@@ -113,7 +113,6 @@ SYNTHESES = {"biggan_am": BigGANAM, "robust_synthesis": RobustSynthesis, "deep_i
 
 # ------------------------------------------------------------------------------------------- one run
 
-
 WARM_UP = 3  # iterations before one is recorded, in which libraries set up what they need
 
 
@@ -264,6 +263,8 @@ class Training(Probe):
 
 def start(config, spec, device, state=None):
     """The run that a Config asks for, a new one or from a checkpoint's state."""
+    if config.method in SYNTHESES and ranks.size() > 1:
+        raise UserError(f"--method {config.method} trains no GAN, and runs in one process; start it without torchrun.")
     return SYNTHESES.get(config.method, Training)(config, spec, device, state)
 
 

@@ -146,6 +146,7 @@ def test_a_run_by_torchrun_writes_one_run_folder_stops_as_one_and_goes_on(world,
 
 @pytest.mark.parametrize("flags, words", [
     (["--batch_size", "13"], "--batch_size 13 cannot be shared by 2 processes; give a multiple of their number"),
+    (["--method", "deep_inversion"], "--method deep_inversion trains no GAN, and runs in one process"),
     (["--device", "mps"], "torchrun starts a process for each; give --device cuda or|device 'mps' is not available"),
 ])
 def test_what_two_processes_cannot_share_gets_a_sentence(world, tmp_path, flags, words):
