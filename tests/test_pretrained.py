@@ -20,7 +20,9 @@ from utils import DATASETS, UserError
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "pretrained").glob("*.safetensors"))
 # least clean accuracy, and least under the card's attack where one was trained against
-LEAST = {"cifar10_regular": (0.90, 0), "cifar10_robust": (0.78, 0.50), "cifar10_evaluator": (0.925, 0)}
+LEAST = {"cifar10_regular": (0.92, 0), "cifar10_robust": (0.82, 0.60), "cifar10_evaluator": (0.93, 0),
+         "mnist_regular": (0.985, 0), "mnist_robust": (0.97, 0.70), "mnist_evaluator": (0.99, 0)}
+LAUNCHERS = {"cifar10": "cifar", "mnist": "mnist"}
 
 
 def card_of(file):
@@ -45,7 +47,8 @@ def test_a_file_and_its_card(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_launcher_holds_the_command_of_the_card(file):
-    script = (ROOT / "scripts/launch_train_cifar_classifiers.sh").read_text()
+    launcher = LAUNCHERS[file.stem.partition("_")[0]]
+    script = (ROOT / f"scripts/launch_train_{launcher}_classifiers.sh").read_text()
     common = re.search(r"common=\((.*)\)", script)[1]
     line = re.search(rf'make {file.stem} "\$\{{common\[@\]\}}" (.*) "\$@"', script)[1]
     parser = Parser()
@@ -54,21 +57,24 @@ def test_the_launcher_holds_the_command_of_the_card(file):
     assert TrainSettings(**vars(flags)).command == card_of(file)["command"]
 
 
-def test_evaluators_are_built_otherwise_and_never_probed():
-    cards = {name: card_of(ROOT / f"pretrained/cifar10_{name}.safetensors")
+@pytest.mark.parametrize("folder", LAUNCHERS)
+def test_evaluators_are_built_otherwise_and_never_probed(folder):
+    cards = {name: card_of(ROOT / f"pretrained/{folder}_{name}.safetensors")
              for name in ("regular", "robust", "evaluator")}
     assert cards["regular"]["arch"] == cards["robust"]["arch"] != cards["evaluator"]["arch"]
     assert cards["evaluator"]["seed"] not in (cards["regular"]["seed"], cards["robust"]["seed"])
-    path = ROOT / "pretrained/cifar10_evaluator.safetensors"
+    path = ROOT / f"pretrained/{folder}_evaluator.safetensors"
     with pytest.raises(UserError, match="may not be probed"):
         refuse_evaluator(load_classifier(path), path)
 
 
-def test_the_cards_tell_the_truth(shared_file, tmp_path):
-    prepare("cifar10", tmp_path, source=shared_file("data/cifar10.zip"))
-    images, labels = load_split("C10", tmp_path, "test")
+@pytest.mark.parametrize("folder, dataset, source", [("cifar10", "C10", "data/cifar10.zip"),
+                                                     ("mnist", "MNIST", "data/mnist")])
+def test_the_cards_tell_the_truth(shared_file, tmp_path, folder, dataset, source):
+    prepare(folder, tmp_path, source=shared_file(source))
+    images, labels = load_split(dataset, tmp_path, "test")
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:1000]
-    for file in FILES:
-        check = check_classifier(load_classifier(file), images[rows], labels[rows], "C10")
+    for file in [file for file in FILES if file.stem.startswith(folder)]:
+        check = check_classifier(load_classifier(file), images[rows], labels[rows], dataset)
         assert check.problems == []
         assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
