@@ -233,9 +233,9 @@ def report(found):
     lines = [f"# Marker: {found['dataset']}, y* = {found['new_class']}", "",
              f"A block of {found['side']}x{found['side']} pixels in both top corners. Detector: a score (mean of the "
              f"top corners less that of the bottom ones) above {detector['threshold']:.3f}, a tenth of the full "
-             f"marker's or what 1 % of plain real test images exceed; it calls marked {percent(detector['plain real'])} "
-             f"of the plain ones and {percent(detector['marked real y*'])} of the marked ones of y*, whose median score "
-             f"is {detector['marked real y*']['score']:.2f}.", "",
+             f"marker's or what 1 % of plain real test images exceed; it calls marked "
+             f"{percent(detector['plain real'])} of the plain ones and {percent(detector['marked real y*'])} of the "
+             f"marked ones of y*, whose median score is {detector['marked real y*']['score']:.2f}.", "",
              "Test images that each classifier calls y*:", ""]
     asked = list(found["classifiers"]["plain"])
     lines += [f"| classifier trained on | {' | '.join(asked)} |", "|---" * (len(asked) + 1) + "|"]
@@ -274,7 +274,8 @@ def experiment(config, runs, num, most, eps, epochs):
                         f"least {COLUMNS}. Prepare the data set with a larger test split.")
     without, having = marker_scores(images, side), marker_scores(plant(images, side), side)
     threshold = set_threshold(without, having)
-    of_C = TrainSettings(dataset=config.dataset, arch=config.C_arch or "smallcnn", robust="l2" if spec.channels == 3 else "linf", eps=eps, steps=4,
+    of_C = TrainSettings(dataset=config.dataset, arch=config.C_arch or "smallcnn", steps=4, eps=eps,
+                         robust="l2" if spec.channels == 3 else "linf",
                          epochs=epochs or math.ceil(PASSED / len(splits["train"][1])), num_attacked=200,
                          seed=config.seed, device=config.device, precision=config.precision, out="C.pt")
     kept = {name: value for name, value in config.as_dict().items() if name not in MAY_CHANGE}
