@@ -13,9 +13,10 @@ from typing import get_args, get_origin, get_type_hints
 from utils import DATASETS, UserError, class_label, find_dataset, nearest
 
 
-def setting(default, text, choices=None):
-    """A dataclass field with the text of its flag and, where it is one of a few, its valid values."""
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+def setting(default, text, choices=None, or_none=False):
+    """A dataclass field with the text of its flag, where it is one of a few its valid values, and, of several, whether
+    the flag alone means none."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "or_none": or_none})
 
 
 def check_choices(settings):
@@ -81,7 +82,8 @@ class Config:
     D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off")
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
     diversity_coeff: float = setting(0.0, "weight of the differences between fakes of y*; not the paper's; 0 is off")
-    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's")
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; --diffaug "
+                                       "alone is none", or_none=True)
 
     # rivals
     num_images: int = setting(1000, "images, or latents, a class that a rival without a conditional generator keeps")
@@ -243,7 +245,7 @@ def add_flags(parser, settings=Config, names=None):
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is tuple:
             element = str if name == "new_class" else get_args(kind)[0]
-            parser.add_argument(f"--{name}", nargs="*", type=element,
+            parser.add_argument(f"--{name}", nargs="*" if field.metadata["or_none"] else "+", type=element,
                                 metavar="LABEL" if element is not float else "VALUE", **common)
         else:
             parser.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), **common)

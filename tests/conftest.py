@@ -3,7 +3,13 @@
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
+
+from classifiers import build
+from utils import save_torch
 
 SHARED = Path(__file__).parents[2] / "shared"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -33,3 +39,21 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=BROWSER_FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def noise_world(tmp_path_factory):
+    """A data root with 200 noise 'digits' and untrained classifiers C, D and E.pt: what a run needs, in a moment."""
+    root = tmp_path_factory.mktemp("world")
+    generator = np.random.default_rng(0)
+    (root / "digits").mkdir()
+    for split in ("train", "test"):
+        with h5py.File(root / "digits" / f"{split}.h5", "w") as file:
+            file["images"] = generator.integers(0, 256, (200, 1, 16, 16), dtype=np.uint8)
+            file["labels"] = np.arange(200) % 10
+            file.attrs["classes"] = list("0123456789")
+    torch.manual_seed(0)
+    for name, arch in (("C", "smallcnn"), ("D", "smallcnn"), ("E", "resnet8")):
+        save_torch(root / f"{name}.pt", {"arch": arch, "num_classes": 10, "channels": 1, "resolution": 16,
+                                         "mean": [0.5], "std": [0.5], "state_dict": build(arch, 10, 1).state_dict()})
+    return root

@@ -8,14 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
-from classifiers import build
 from datasets import ImageStream
-from utils import load_checkpoint, save_torch
+from utils import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
@@ -50,21 +47,9 @@ with ranks.joined("cpu") as device:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """200 noise 'digits' and an untrained classifier."""
-    root = tmp_path_factory.mktemp("world")
-    generator = np.random.default_rng(0)
-    (root / "digits").mkdir()
-    for split in ("train", "test"):
-        with h5py.File(root / "digits" / f"{split}.h5", "w") as file:
-            file["images"] = generator.integers(0, 256, (200, 1, 16, 16), dtype=np.uint8)
-            file["labels"] = np.arange(200) % 10
-            file.attrs["classes"] = list("0123456789")
-    torch.manual_seed(0)
-    save_torch(root / "C.pt", {"arch": "smallcnn", "num_classes": 10, "channels": 1, "resolution": 16, "mean": [0.5],
-                               "std": [0.5], "state_dict": build("smallcnn", 10, 1).state_dict()})
-    (root / "worker.py").write_text(WORKER)
-    return root
+def world(noise_world):
+    (noise_world / "worker.py").write_text(WORKER)
+    return noise_world
 
 
 def environment():

@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
@@ -28,20 +26,8 @@ SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--b
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A data root with 200 noise 'digits' and an untrained classifier: what a run needs, made in a moment."""
-    root = tmp_path_factory.mktemp("world")
-    generator = np.random.default_rng(0)
-    (root / "digits").mkdir()
-    for split in ("train", "test"):
-        with h5py.File(root / "digits" / f"{split}.h5", "w") as file:
-            file["images"] = generator.integers(0, 256, (200, 1, 16, 16), dtype=np.uint8)
-            file["labels"] = np.arange(200) % 10
-            file.attrs["classes"] = list("0123456789")
-    torch.manual_seed(0)
-    save_torch(root / "C.pt", {"arch": "smallcnn", "num_classes": 10, "channels": 1, "resolution": 16, "mean": [0.5],
-                               "std": [0.5], "state_dict": build("smallcnn", 10, 1).state_dict()})
-    return root
+def world(noise_world):
+    return noise_world
 
 
 def command(world, *flags, program="train.py", **options):
