@@ -82,8 +82,8 @@ class Config:
     D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off")
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
     diversity_coeff: float = setting(0.0, "weight of the differences between fakes of y*; not the paper's; 0 is off")
-    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; --diffaug "
-                                       "alone is none", or_none=True)
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; "
+                                       "--diffaug alone is none", or_none=True)
 
     # rivals
     num_images: int = setting(1000, "images, or latents, a class that a rival without a conditional generator keeps")
