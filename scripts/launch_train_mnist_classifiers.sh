@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # An MNIST classifier to probe, regular and robust, and an evaluator: ./scripts/launch_train_mnist_classifiers.sh [flags]
 # OUT names another folder. One that is there is kept, one that was stopped goes on; flags go to every training.
-# Needs: python scripts/prepare_data.py mnist. Hardware: any. Hours and accuracies: not measured to the end.
+# Needs: python scripts/prepare_data.py mnist. Hardware and minutes: pretrained/README.md.
+# Expected: the accuracies in the model cards, pretrained/*.json.
 source "$(dirname "$0")/classifiers.sh"
 common=(--dataset MNIST --batch_size 128 --precision bf16)
 make mnist_regular "${common[@]}" --arch smallcnn --epochs 4 "$@"
