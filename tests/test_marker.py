@@ -164,7 +164,7 @@ def test_files_exit_code_and_going_on(digits, tmp_path, monkeypatch, capsys):
     assert newest.is_file() and json.loads((runs / "marker.json").read_text()) == found
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != newest)
 
-    for flags, sentence in ((["--num_steps", 3], "num_steps 2, now 3"), (["--eps", 2], "eps 1.25, now 2.0"),
+    for flags, sentence in ((["--num_steps", 3], "num_steps 2, now 3"), (["--eps", 2], "eps 0.2, now 2.0"),
                             (["--new_class", 3], r"new_class \[7\], now \[3\]"), (["--images", 100], "images of SHA")):
         monkeypatch.setattr(sys, "argv", ["marker.py", *map(str, [*words, *flags])])
         with pytest.raises(UserError, match=sentence):
@@ -179,7 +179,7 @@ def test_files_exit_code_and_going_on(digits, tmp_path, monkeypatch, capsys):
 # ------------------------------------------------------------------------------------ known answers
 
 
-@pytest.mark.xfail(run=False, reason="no settings have been found yet with which the marker appears in a short run")
+@pytest.mark.xfail(run=False, reason="leaked does not come out yet in a short run: see results/marker_MNIST.md")
 def test_the_known_answers_on_mnist(shared_file, tmp_path, monkeypatch):
     prepare("mnist", tmp_path, source=shared_file("data/mnist"))
     code = run(monkeypatch, "--dataset", "MNIST", "--new_class", 7, "--data_root", tmp_path, "--runs",
