@@ -291,16 +291,16 @@ class Keeper:
         self.watched = JsonLines(run / "collapse.jsonl", training.step)
         self.selection = Selection(*shared, training.device, run, training.step) if training.config.select else None
 
-    def judge(self, sampler):
-        """Look at what the averaged generator draws; returns the warnings."""
+    def judge(self, sampler, state):
+        """Look at what the averaged generator of a checkpoint's `state` draws; returns the warnings."""
         record = self.watch.look(sampler, self.training.D)
         self.watched.write(record)
         if self.selection:
-            self.selection.consider(self.training.state(), sampler, self.training.D, record)
+            self.selection.consider(state, sampler, self.training.D, record)
         return record["warnings"]
 
-    def save(self):
-        save_checkpoint(self.run, self.training.state(), self.training.config.keep)
+    def save(self, state):
+        save_checkpoint(self.run, state, self.training.config.keep)
 
 
 SHOWN = {"D": "D_wasserstein", "G": "G_wasserstein", "class": "G_class", "unseen": "C_accepts_unseen"}
@@ -328,12 +328,12 @@ def train(training, run):
         window.clear()
         window_start = time.perf_counter()
 
-    def look(drawing, judging):
-        sampler = make_sampler(training.state(), training.device)
+    def look(state, drawing, judging):
+        sampler = make_sampler(state, training.device)
         if drawing:
             save_class_grid(run / "samples.png", sampler)
         if judging:
-            for warning in keeper.judge(sampler):
+            for warning in keeper.judge(sampler, state):
                 bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
 
     with stop_on_signal() as stopped, tqdm(total=training.num_steps, initial=training.step, unit="step",
@@ -349,11 +349,13 @@ def train(training, run):
             stop = ranks.largest(stopped() or 0) if not last else 0
             if drawing or saving or stop:
                 flush()
-                if leads and (drawing or saving) and training.drawable:
-                    look(drawing, saving)
+            if leads and (drawing or saving or stop):
+                state = training.state()  # once: a rival may choose what it draws in it
+                if (drawing or saving) and training.drawable:
+                    look(state, drawing, saving)
                 # the checkpoint last: a run whose last checkpoint stands has its last grid and judgement
-                if leads and (saving or stop):
-                    keeper.save()
+                if saving or stop:
+                    keeper.save(state)
             if stop:
                 bar.close()
                 if leads:
