@@ -364,6 +364,21 @@ def train(training, run):
                 sys.exit(128 + stop)
 
 
+def carry_out(training, run):
+    """Check the classifier, write down what the run is, and train it to its end."""
+    config = training.config
+    check = preflight(training.C, config, training.spec)
+    if ranks.rank() == 0:
+        print(check)
+    require_passed(check, config)
+    if ranks.rank() == 0:
+        write_json(run / "config.json", config.as_dict())
+        write_json(run / "audit.json", training.audit)
+        write_json(run / "classifier_check.json", check.as_dict())
+        print(training.audit["statement"])
+    train(training, run)
+
+
 # -------------------------------------------------------------------------------------- command line
 
 RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "skip_classifier_check", "evaluator", "num_workers",
@@ -407,17 +422,7 @@ def main():
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
     with ranks.joined(config.device) as device:
-        training = start(config, spec, device, state)
-        check = preflight(training.C, config, spec)
-        if ranks.rank() == 0:
-            print(check)
-        require_passed(check, config)
-        if ranks.rank() == 0:
-            write_json(run / "config.json", training.config.as_dict())
-            write_json(run / "audit.json", training.audit)
-            write_json(run / "classifier_check.json", check.as_dict())
-            print(training.audit["statement"])
-        train(training, run)
+        carry_out(start(config, spec, device, state), run)
 
 
 if __name__ == "__main__":

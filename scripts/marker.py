@@ -28,14 +28,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from classifiers import load_classifier  # noqa: E402
-from classifiers.check import preflight, require_passed  # noqa: E402
 from classifiers.train import TrainSettings, fingerprint, hits_of, train_classifier  # noqa: E402
 from config import FIELDS, Parser, add_flags, make_config  # noqa: E402
 from datasets import load_split  # noqa: E402
 from datasets.prepare import Split, write  # noqa: E402
 from metrics.recognition import rate  # noqa: E402
 from sample import make_sampler  # noqa: E402
-from train import RESUME_FLAGS, start, train  # noqa: E402
+from train import RESUME_FLAGS, carry_out, start  # noqa: E402
 from utils import (  # noqa: E402
     DATASETS,
     UserError,
@@ -190,13 +189,7 @@ def gan(config, run):
     """Take a run of train.py to its end, from its newest checkpoint where there is one; returns that of its end."""
     state = load_checkpoint(run) if checkpoint_files(run) else None
     if state is None or state["step"] < config.num_steps:
-        training = start(config, DATASETS[config.dataset], choose_device(config.device), state)
-        check = preflight(training.C, config, training.spec)
-        require_passed(check, config)
-        write_json(run / "config.json", config.as_dict())
-        write_json(run / "audit.json", training.audit)
-        write_json(run / "classifier_check.json", check.as_dict())
-        train(training, run)
+        carry_out(start(config, DATASETS[config.dataset], choose_device(config.device), state), run)
         state = load_checkpoint(run)
     return state
 
