@@ -54,8 +54,9 @@ from utils import (  # noqa: E402
 
 # num: images a class; all: flags of train.py for every run; a method's name: for its runs too
 SCALES = {
-    "MNIST": {"small": {"num": 500, "all": "--G_ch 8 --D_ch 8 --num_steps 400 --num_D_steps 2 --save_every 100 "
-                                           "--sample_every 400", "deep_inversion": "--synthesis_steps 300"},
+    "MNIST": {"small": {"num": 500, "all": "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 400 --num_D_steps 1 "
+                                           "--precision bf16 --save_every 100 --sample_every 400",
+                        "deep_inversion": "--synthesis_steps 300"},
               "paper": {"num": 5000, "all": ""}},
     "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --num_steps 2000 --precision bf16 --save_every 250 "
                                          "--sample_every 2000", "deep_inversion": "--synthesis_steps 300"},
