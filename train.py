@@ -51,6 +51,7 @@ from utils import (
     run_main,
     save_checkpoint,
     stop_on_signal,
+    tune,
     write_json,
 )
 
@@ -185,6 +186,7 @@ class Training(Probe):
 
     def __init__(self, config, spec, device, state=None):
         super().__init__(config, spec, device)
+        self.C.fold_batch_norms(spec.resolution)
         self.D_loss, self.G_loss = GANS[config.method]
         self.rows = config.batch_size // ranks.size()  # of a batch in this process
         networks = spec.resolution, spec.channels, len(spec.classes)
@@ -422,6 +424,7 @@ def main():
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
     with ranks.joined(config.device) as device:
+        tune(device)
         carry_out(start(config, spec, device, state), run)
 
 

@@ -39,6 +39,7 @@ from utils import (
     run_main,
     save_torch,
     stop_on_signal,
+    tune,
     write_json,
 )
 
@@ -307,7 +308,7 @@ def report(card):
 def train_classifier(settings):
     """Train as `settings` (TrainSettings) say; write settings.out and its card, settings.out + '.json'.
 
-    Returns (FrozenClassifier on the device, card). The same settings on the same machine give the same
+    Returns (FrozenClassifier on the device, card). The same settings and threads on the same machine give the same
     weights. Raises UserError for missing data, a batch larger than the set, or a loss that is not finite.
     """
     device, code = choose_device(settings.device), commit()
@@ -350,6 +351,7 @@ def main():
     parser = Parser(prog="python -m classifiers.train", description=__doc__)
     add_flags(parser, TrainSettings)
     settings = TrainSettings(**vars(parser.parse_args()))
+    tune(choose_device(settings.device))
     _, card = train_classifier(settings)
     print(report(card))
     print(f"{card['seconds']:.0f} s; written to {settings.out} and {settings.out}.json")

@@ -139,6 +139,53 @@ def test_frozen_in_eval_mode_with_gradients_to_the_images():
         assert torch.equal(value, before[name])
 
 
+def with_statistics(model):
+    """The model in eval mode, its batch norms with statistics as of a training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("arch, left", [("smallcnn", 0), ("resnet18", 0), ("wrn-16-2", 6), ("vgg7", 3)])
+def test_folded_batch_norms_leave_logits_features_and_gradients(arch, left):
+    frozen = FrozenClassifier(with_statistics(build(arch, 10, 3)), 10, 3, 32, [0.5] * 3, [0.25] * 3)
+    images = (torch.rand(4, 3, 32, 32) * 2 - 1).requires_grad_()
+
+    def found():
+        features, logits = frozen.features_and_logits(images)
+        return features, logits, torch.autograd.grad(logits.square().sum(), images)[0]
+
+    before = found()
+    frozen.fold_batch_norms(32)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in frozen.modules()) == left
+    for was, now in zip(before, found(), strict=True):
+        assert torch.allclose(was, now, rtol=1e-3, atol=1e-5 * was.abs().max().item())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+class Branching(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Shared(nn.Sequential):
+    """One convolution used with the batch norm and without it: folding would change both."""
+
+    def forward(self, x):
+        conv, norm, *rest = self
+        return nn.Sequential(*rest)(conv(x) + norm(conv(x)))
+
+
+@pytest.mark.parametrize("kind", [Branching, Shared])
+def test_a_model_that_cannot_be_folded_is_left_as_it_is(kind):
+    model = with_statistics(kind(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 14 * 14, 10)))
+    frozen = FrozenClassifier(model, 10, 3, 16, [0.5] * 3, [0.5] * 3)
+    frozen.fold_batch_norms(16)
+    assert frozen.model is model
+
+
 def test_twice_inside_autocast():
     frozen = FrozenClassifier(build("smallcnn", 10, 1), 10, 1, 16, [0.1], [0.3])
     images = torch.rand(4, 1, 32, 32) * 2 - 1
