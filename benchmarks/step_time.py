@@ -35,6 +35,7 @@ from baselines.probe import discriminator_step, draw_fakes, frozen_weights, gene
 from classifiers import FrozenClassifier, build  # noqa: E402
 from classifiers.files import save_classifier  # noqa: E402
 from config import Config, Parser, check_choices  # noqa: E402
+from layers import SpectralNorm  # noqa: E402
 from train import start  # noqa: E402
 from utils import DatasetSpec, UserError, autocast, choose_device, replacing, run_main, write_json  # noqa: E402
 
@@ -156,8 +157,17 @@ def phases(training):
             logits = training.C(x)
         logits.sum().backward()
 
+    normalised = {network: [module for module in network.modules() if isinstance(module, SpectralNorm)]
+                  for network in (G, D)}
+
+    def spectral_norms():
+        # as often as the networks run: D once for the losses and once for the penalty
+        for network in [G, D, D] * n + [G, D]:
+            for module in normalised[network]:
+                module.normalised_weight()
+
     return {"G makes fakes for D": make_fakes, "D steps": D_steps, "of which the penalty": penalties, "G step": G_step,
-            "of which the classifier": classifier}
+            "of which the classifier": classifier, "spectral norms in all, forward": spectral_norms}
 
 
 def counted(work):
@@ -289,7 +299,7 @@ def main():
     if parts:
         print(f"phases of an iteration, {rows[0]['precision']}, run apart:")
         for name, part in parts.items():
-            print(f"  {name:26}{part['seconds']:9.4f} s{part['GFLOP']:11.1f} GFLOP  "
+            print(f"  {name:31}{part['seconds']:9.4f} s{part['GFLOP']:11.1f} GFLOP  "
                   f"{part['share_of_convolution']:6.1%} of conv")
     if flags.json:
         write_json(flags.json, {"device": where, "torch": str(torch.__version__), "machine": platform.machine(),

@@ -56,7 +56,7 @@ from utils import (  # noqa: E402
 SCALES = {
     "MNIST": {"small": {"num": 500, "all": "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 400 --num_D_steps 1 "
                                            "--precision bf16 --save_every 100 --sample_every 400",
-                        "deep_inversion": "--synthesis_steps 300"},
+                        "deep_inversion": "--synthesis_steps 100"},
               "paper": {"num": 5000, "all": ""}},
     "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --num_steps 2000 --precision bf16 --save_every 250 "
                                          "--sample_every 2000", "deep_inversion": "--synthesis_steps 300"},
