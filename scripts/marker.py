@@ -52,10 +52,10 @@ from utils import (  # noqa: E402
 # Short runs for a CPU; other data sets are trained as in the paper. MNIST's corners are always black, so that D_u alone
 # would keep them so: its weight on y* is lowered.
 QUICK = {"digits": {"G_ch": 8, "D_ch": 8, "num_steps": 250},
-         "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "C_coeff": 5.0,
-                   "G_new_coeff": 0.1, "precision": "bf16"}}
+         "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "G_new_coeff": 0.02,
+                   "precision": "bf16"}}
 QUICK_IMAGES = 10_000
-PASSED = 50_000  # images that a classifier's training passes, in whole epochs, where --epochs does not say more
+PASSED = 30_000  # images that a classifier's training passes, in whole epochs, where --epochs does not say more
 TESTED = 2_000  # test images, at most
 # the least strength that counts: the classifier asks for as much of its marker as it needs, D_u for as little as can be
 FAINTEST = 0.1
@@ -270,7 +270,7 @@ def experiment(config, runs, num, most, eps, epochs):
                         f"least {COLUMNS}. Prepare the data set with a larger test split.")
     without, having = marker_scores(images, side), marker_scores(plant(images, side), side)
     threshold = set_threshold(without, having)
-    of_C = TrainSettings(dataset=config.dataset, arch=config.C_arch or "smallcnn", steps=4, eps=eps,
+    of_C = TrainSettings(dataset=config.dataset, arch=config.C_arch or "smallcnn", steps=3, eps=eps,
                          robust="l2" if spec.channels == 3 else "linf",
                          epochs=epochs or math.ceil(PASSED / len(splits["train"][1])), num_attacked=200,
                          seed=config.seed, device=config.device, precision=config.precision, out="C.pt")
