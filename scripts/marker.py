@@ -55,7 +55,6 @@ QUICK = {"digits": {"G_ch": 8, "D_ch": 8, "num_steps": 250},
          "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "G_new_coeff": 0.02,
                    "precision": "bf16"}}
 QUICK_IMAGES = 10_000
-PASSED = 30_000  # images that a classifier's training passes, in whole epochs, where --epochs does not say more
 TESTED = 2_000  # test images, at most
 # the least strength that counts: the classifier asks for as much of its marker as it needs, D_u for as little as can be
 FAINTEST = 0.1
@@ -257,7 +256,7 @@ def report(found):
 def experiment(config, runs, num, most, eps, epochs):
     """All of it, for a Config without C_path and oracle, which each run has of its own; returns what marker.json holds.
 
-    num: fakes judged. most: training images used, None for all. eps, epochs: of the classifiers; None: see --epochs.
+    num: fakes judged. most: training images used, None for all. eps, epochs: of the classifiers.
     Raises UserError before anything is trained where the data set, or what `runs` holds, does not fit.
     """
     spec, (y,) = DATASETS[config.dataset], config.new_class
@@ -270,9 +269,9 @@ def experiment(config, runs, num, most, eps, epochs):
                         f"least {COLUMNS}. Prepare the data set with a larger test split.")
     without, having = marker_scores(images, side), marker_scores(plant(images, side), side)
     threshold = set_threshold(without, having)
-    of_C = TrainSettings(dataset=config.dataset, arch=config.C_arch or "smallcnn", steps=3, eps=eps,
-                         robust="l2" if spec.channels == 3 else "linf",
-                         epochs=epochs or math.ceil(PASSED / len(splits["train"][1])), num_attacked=200,
+    of_C = TrainSettings(dataset=config.dataset, steps=3, eps=eps, epochs=epochs,
+                         arch=config.C_arch or ("resnet9" if spec.channels == 3 else "smallcnn"),
+                         robust="l2" if spec.channels == 3 else "linf", num_attacked=200,
                          seed=config.seed, device=config.device, precision=config.precision, out="C.pt")
     kept = {name: value for name, value in config.as_dict().items() if name not in MAY_CHANGE}
     kept |= {f"classifier's {name}": getattr(of_C, name) for name in ("arch", "robust", "eps", "epochs")}
@@ -322,7 +321,7 @@ def main():
                         f"{' and '.join(QUICK)}, else all)")
     parser.add_argument("--eps", type=float, help="radius of the classifiers' adversary, L2 in colour, else Linf: a "
                         "classifier takes any marker that its adversary could not draw (default: 0.5, else 0.2)")
-    parser.add_argument("--epochs", type=int, help=f"of the classifiers (default: {PASSED} images in all)")
+    parser.add_argument("--epochs", type=int, help="of the classifiers (default: 3 for MNIST, 20 for digits, else 15)")
     add_flags(parser, names=[name for name in FIELDS if name not in SET_HERE])
     flags = vars(parser.parse_args())
     runs, num, most, eps, epochs = (flags.pop(name) for name in ("runs", "num", "images", "eps", "epochs"))
@@ -335,7 +334,8 @@ def main():
     if most is not None and most < 1:
         raise UserError(f"--images is {most}; it must be at least 1.")
     found = experiment(config, runs, num, most or (QUICK_IMAGES if name in QUICK else None),
-                       eps or (0.5 if DATASETS[name].channels == 3 else 0.2), epochs)
+                       eps or (0.5 if DATASETS[name].channels == 3 else 0.2),
+                       epochs or {"MNIST": 3, "digits": 20}.get(name, 15))
     write_json(runs / "marker.json", found)
     with replacing(runs / "marker.md") as temporary:
         temporary.write_text(report(found))
