@@ -182,6 +182,8 @@ def measure(flags, precision, C_arch, graph, device):
                 "num_D_steps": flags.num_D_steps, "one_G_pass": flags.one_G_pass, "cuda_graph": graph, "ema_start": 0}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak of the rows before
     with tempfile.TemporaryDirectory() as folder:
         training = random_training(Path(folder), settings, flags.resolution, flags.channels, flags.classes, C_arch,
                                    device)
