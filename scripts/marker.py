@@ -52,8 +52,8 @@ from utils import (  # noqa: E402
 # Short runs for a CPU; other data sets are trained as in the paper. MNIST's corners are always black, so that D_u alone
 # would keep them so: its weight on y* is lowered.
 QUICK = {"digits": {"G_ch": 8, "D_ch": 8, "num_steps": 250},
-         "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "G_new_coeff": 0.02,
-                   "precision": "bf16"}}
+         "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "G_lr": 2e-3,
+                   "D_lr": 2e-3, "G_new_coeff": 0.02, "precision": "bf16"}}
 QUICK_IMAGES = 10_000
 TESTED = 2_000  # test images, at most
 # the least strength that counts: the classifier asks for as much of its marker as it needs, D_u for as little as can be
