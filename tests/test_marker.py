@@ -174,3 +174,17 @@ def test_files_exit_code_and_going_on(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["marker.py", *map(str, words)])
     with pytest.raises(UserError, match="holds runs with dataset MNIST, now digits"):
         marker.main()
+
+
+# ------------------------------------------------------------------------------------ known answers
+
+
+def test_the_known_answers_on_mnist(shared_file, tmp_path, monkeypatch):
+    prepare("mnist", tmp_path, source=shared_file("data/mnist"))
+    code = run(monkeypatch, "--dataset", "MNIST", "--new_class", 7, "--data_root", tmp_path, "--runs",
+               tmp_path / "runs", "--num", 200, "--device", "cpu")
+    print((tmp_path / "runs/marker.md").read_text())
+    conditions = json.loads((tmp_path / "runs/marker.json").read_text())["conditions"]
+    assert {name: part["found"] for name, part in conditions.items()} == {"remembered": True, "leaked": True,
+                                                                          "nowhere": False}
+    assert code == 0 and "ORACLE" in conditions["leaked"]["audit"]

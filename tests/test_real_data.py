@@ -9,9 +9,9 @@ import h5py
 import torch
 
 import evaluate
-from classifiers.train import TrainSettings, train_classifier
-from config import make_config
+from config import Parser, add_flags, make_config
 from datasets.prepare import prepare
+from scripts.table1 import SCALES
 from train import Training, train
 from utils import DATASETS, load_checkpoint
 
@@ -28,29 +28,27 @@ def keep_first(path, count):
 
 
 def test_mnist_with_a_digit_unseen(shared_file, tmp_path, monkeypatch):
-    """A robust classifier gives back the digit that the image set lacks, well above chance (0.1)."""
+    """The robust classifier gives back the digit that the image set lacks, well above chance (0.1)."""
     prepare("mnist", tmp_path, source=shared_file("data/mnist"))
     keep_first(tmp_path / "mnist/train.h5", 10_000)
     keep_first(tmp_path / "mnist/test.h5", 1_000)
-    common = {"dataset": "MNIST", "data_root": str(tmp_path), "precision": "bf16", "batch_size": 128}
-    probed, card = train_classifier(TrainSettings(**common, arch="smallcnn", robust="l2", eps=1.5, steps=2, epochs=3,
-                                                  out=str(tmp_path / "probed.pt")))
-    _, judge = train_classifier(TrainSettings(**common, arch="resnet8", epochs=2, seed=1, role="evaluator",
-                                                      out=str(tmp_path / "evaluator.pt")))
-    assert judge["clean_accuracy"]["overall"] > 0.93
-    config = make_config(dataset="MNIST", new_class=["7"], data_root=str(tmp_path), C_path=str(tmp_path / "probed.pt"),
-                         G_ch=8, D_ch=8, num_steps=250, precision="bf16", device="cpu", sample_every=1000)
+    evaluator = str(ROOT / "pretrained/mnist_evaluator.safetensors")
+    parser = Parser()
+    add_flags(parser)
+    config = make_config(**vars(parser.parse_args([
+        "--dataset", "MNIST", "--new_class", "7", "--data_root", str(tmp_path), "--device", "cpu", "--C_path",
+        str(ROOT / "pretrained/mnist_robust.safetensors"), *SCALES["MNIST"]["small"]["all"].split()])))
     run = Training(config, DATASETS["MNIST"], torch.device("cpu"))
     assert run.audit["images_per_class"]["7"] == 0 and run.audit["unseen_images_left_out"] > 900
     train(run, tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", str(tmp_path / "run"), "--num", "200", "--evaluator",
-                                      str(tmp_path / "evaluator.pt"), "--metrics", "recognition", "--device", "cpu"])
+                                      evaluator, "--metrics", "recognition", "--device", "cpu"])
     evaluate.main()
     records = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()]
     low = {record["class"] or record["group"]: record["low"] for record in records}
-    print(card["clean_accuracy"]["overall"], card["pgd_accuracy"]["overall"], low)
-    assert low["7"] > 0.3
-    assert low["all seen"] > 0.6
+    print(low)
+    assert low["7"] > 0.7
+    assert low["all seen"] > 0.7
 
 
 def test_twenty_steps_of_the_cifar10_pipeline(shared_file, tmp_path):
