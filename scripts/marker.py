@@ -243,7 +243,9 @@ def report(found):
         lines.append(f"| {name} | {rates} | {WORDS[part['known']]} | "
                      f"{WORDS[part['found']]} | {'holds' if part['holds'] else 'FAILS'} |")
     for name, part in found["conditions"].items():
-        lines += ["", f"{name}: {part['audit']} The marker {WORDS[part['found']]}"
+        lines += ["", f"{name}: {part['audit']} "
+                  + ("Whether the marker appears is undecided" if part["found"] is None else
+                     f"The marker {WORDS[part['found']]}")
                   + (f": {part['meaning']}." if part["found"] else ".")]
     lines += ["", "Rates with 95 % Wilson intervals over images, of one run each. Appears: the interval of y* lies "
               "above 50 % and above that of the seen classes; does not appear: it lies below 5 %."]
