@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.nn.functional import all_reduce
 
 # ----------------------------------------------------------------------------------- spectral norm
@@ -43,6 +44,64 @@ class SpectralNorm:
             return self.weight / sigma
 
 
+def convolution_gradients(gradient, x, weight, padding, wanted):
+    """Gradients of conv2d with respect to (x, weight, bias), None for what is not wanted (three bools)."""
+    return torch.ops.aten.convolution_backward(gradient, x, weight, [len(weight)], [1, 1], [padding] * 2, [1, 1], False,
+                                               [0, 0], 1, wanted)
+
+
+class Convolution(torch.autograd.Function):
+    """conv2d (x, weight, bias, padding) whose gradient with respect to x can be differentiated once more, and fast.
+
+    For the gradient penalty. Torch's own convolution computes the second gradients of the weight as a convolution with
+    kernels as large as the image, from transposed copies; this one as it does the first. Nor are gradients of the
+    weight computed where a pass asks for those of x alone. On two CPU cores the penalty of two layers takes 0.85 of
+    the time.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return F.conv2d(x, weight, bias, padding=padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        def wanted(i):
+            if not ctx.needs_input_grad[i]:  # in any pass
+                return False
+            try:
+                return torch._C._will_engine_execute_node(ctx.next_functions[i][0])  # in this one
+            except RuntimeError:  # not said of a leaf in torch.autograd.grad
+                return True
+
+        x, weight = ctx.saved_tensors
+        of_x = ConvolutionInputGradient.apply(gradient, x, weight, ctx.padding) if ctx.needs_input_grad[0] else None
+        others = wanted(1), wanted(2)
+        of_others = convolution_gradients(gradient, x, weight, ctx.padding, [False, *others])[1:] if any(others) \
+            else (None, None)
+        return of_x, *of_others, None
+
+
+class ConvolutionInputGradient(torch.autograd.Function):
+    """The gradient of Convolution with respect to x, of whose values x itself is not one: its shape is."""
+
+    @staticmethod
+    def forward(ctx, gradient, x, weight, padding):
+        ctx.save_for_backward(gradient, weight)
+        ctx.padding = padding
+        return convolution_gradients(gradient, x, weight, padding, [True, False, False])[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, second):
+        gradient, weight = ctx.saved_tensors
+        of_gradient = F.conv2d(second, weight, padding=ctx.padding) if ctx.needs_input_grad[0] else None
+        of_weight = convolution_gradients(gradient, second, weight, ctx.padding, [False, True, False])[1] \
+            if ctx.needs_input_grad[2] else None
+        return of_gradient, None, of_weight, None
+
+
 class SNConv2d(SpectralNorm, nn.Conv2d):
     """nn.Conv2d with a spectrally normalised weight."""
 
@@ -51,7 +110,10 @@ class SNConv2d(SpectralNorm, nn.Conv2d):
         self.init_spectral_norm(eps)
 
     def forward(self, x):
-        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+        given, device = (x, self.normalised_weight(), self.bias), x.device.type
+        if torch.is_autocast_enabled(device):  # which knows torch's own functions alone
+            given = [None if part is None else part.to(torch.get_autocast_dtype(device)) for part in given]
+        return Convolution.apply(*given, self.padding[0])
 
 
 class SNLinear(SpectralNorm, nn.Linear):

@@ -13,7 +13,7 @@ import probegan_losses as losses
 from baselines.probe import discriminator_step, draw_fakes, draw_latents, generator_step, make_task
 from BigGAN import make_discriminator, make_generator
 from config import Config
-from layers import SpectralNorm, diff_augment
+from layers import Convolution, SNConv2d, SpectralNorm, convolution_gradients, diff_augment
 from train import GANS
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
@@ -319,6 +319,43 @@ def test_class_map_and_weights():
     assert task.C_labels.tolist() == [3, -1, 1, 2]
     assert task.C_weights.tolist() == [1, 5, 1, 1, 1]  # y* = 2 is the classifier's label 1
     assert task.u_weights.tolist() == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("kernel, bias", [(3, True), (1, False)])
+def test_the_own_convolution_has_torchs_first_and_second_gradients(kernel, bias):
+    x, weight, offset = (torch.randn(shape, dtype=torch.float64, requires_grad=True)
+                         for shape in ((2, 3, 5, 4), (4, 3, kernel, kernel), (4,)))
+    offset = offset if bias else None
+    parts = [part for part in (x, weight, offset) if part is not None]
+
+    def gradients(convolution):
+        out = convolution(x, weight, offset)
+        of_parts = torch.autograd.grad(out.sin().sum(), parts, create_graph=True)
+        of_x, = torch.autograd.grad(convolution(x, weight, offset).sin().sum(), x, create_graph=True)
+        return out, *of_parts, *torch.autograd.grad(of_x.square().sum(), parts, retain_graph=True), \
+            *torch.autograd.grad(sum(part.square().sum() for part in of_parts[1:]), parts)
+
+    own = gradients(lambda *given: Convolution.apply(*given, kernel // 2))
+    torchs = gradients(lambda *given: nn.functional.conv2d(*given, padding=kernel // 2))
+    assert len(own) == 1 + 3 * len(parts)
+    for a, b in zip(own, torchs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_penalty_computes_no_gradients_of_weights_on_its_way(monkeypatch):
+    """Its first pass asks for those of the image alone."""
+    asked = []
+
+    def record(gradient, x, weight, padding, wanted):
+        asked.append(tuple(wanted))
+        return convolution_gradients(gradient, x, weight, padding, wanted)
+
+    monkeypatch.setattr("layers.convolution_gradients", record)
+    layer, x = SNConv2d(2, 3, 3), torch.randn(2, 2, 4, 4, requires_grad=True)
+    of_x, = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+    assert asked == [(True, False, False)]
+    of_x.square().sum().backward()
+    assert (False, True, True) in asked and layer.weight.grad.abs().sum() > 0
 
 
 def test_training_mode_advances_spectral_norm_once_a_forward():
