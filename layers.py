@@ -84,7 +84,7 @@ class Convolution(torch.autograd.Function):
 
 
 class ConvolutionInputGradient(torch.autograd.Function):
-    """The gradient of Convolution with respect to x, of whose values x itself is not one: its shape is."""
+    """Convolution's gradient with respect to x: linear in `gradient` and weight; of x the shape alone matters."""
 
     @staticmethod
     def forward(ctx, gradient, x, weight, padding):
