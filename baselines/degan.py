@@ -7,6 +7,8 @@ that the images of a class are those that the classifier is surest of, among ten
 Unlike the paper's, the networks and the adversarial loss are ProbeGAN's (D_u, eq. 3), so that the terms alone differ.
 """
 
+import math
+
 import torch
 
 from baselines.naive import discriminator_loss  # noqa: F401  an unconditional D learns alike
@@ -26,9 +28,11 @@ def generator_loss(G, D, C, fakes, task, config):
     with autocast(fakes.z.device, config.precision):
         fake = G(fakes.z, fakes.y)
         d_u, logits = D(diff_augment(fake, config.diffaug))[1], C(fake)
-    p = logits.float().softmax(1)  # (B, K)
-    terms = {"G_wasserstein": -d_u.mean(), "G_entropy": torch.special.entr(p).sum(1).mean(),
-             "G_balance": -torch.special.entr(p.mean(0)).sum()}
+    # from logarithms: where a probability is too small for a float, p log p has no gradient
+    log_p = logits.float().log_softmax(1)  # (B, K)
+    log_mean = log_p.logsumexp(0) - math.log(len(log_p))  # (K,), of the batch's mean probabilities
+    terms = {"G_wasserstein": -d_u.mean(), "G_entropy": -(log_p.exp() * log_p).sum(1).mean(),
+             "G_balance": (log_mean.exp() * log_mean).sum()}
     total = terms["G_wasserstein"] + config.DG_entropy * terms["G_entropy"] + config.DG_balance * terms["G_balance"]
     return total, terms
 

@@ -281,6 +281,16 @@ def test_entropy_and_balance_have_their_signs(world):
     assert 0 <= terms["G_entropy"] <= torch.tensor(10.0).log() and -torch.tensor(10.0).log() <= terms["G_balance"] <= 0
 
 
+def test_a_classifier_that_is_certain_leaves_finite_gradients(world):
+    """Probabilities that underflow to 0, as a regular classifier's do."""
+    run = run_of(world, "degan")
+    C = run.C
+    run.C = lambda images: 1e4 * C(images)
+    terms = run.advance()
+    assert terms["G_entropy"] == pytest.approx(0, abs=1e-3) and terms["G_balance"] <= 0
+    assert all(torch.isfinite(weight).all() for weight in run.G.parameters())
+
+
 def test_a_synthesis_is_saved_before_there_is_enough_to_draw(world, tmp_path):
     call(train, *flags(world, "robust_synthesis", batch_size=10), "--save_every", 1, "--run", tmp_path)
     assert len(load_checkpoint(tmp_path)["images"][7]) == 50
