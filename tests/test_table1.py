@@ -143,8 +143,11 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     assert probegan.keys() == table1.COLUMNS.keys() and naive.keys() == table1.COLUMNS.keys() - {"fd"}
     values = [run["figures"]["intra_fd"]["value"] for run in made["rows"][0]["runs"]]
     assert probegan["intra_fd"]["value"] == pytest.approx(sum(values) / 2) and values[0] != values[1]
-    assert probegan["intra_fd"]["high"] - probegan["intra_fd"]["low"] == pytest.approx(
-        12.7062 * abs(values[0] - values[1]), rel=1e-4)  # 2 * t(0.975, 1) * std / sqrt(2)
+    mean, half = sum(values) / 2, 6.3531 * abs(values[0] - values[1])  # t(0.975, 1) * std / sqrt(2)
+    assert probegan["intra_fd"]["high"] == pytest.approx(mean + half, rel=1e-4)
+    assert probegan["intra_fd"]["low"] == pytest.approx(max(mean - half, 0), rel=1e-4)
+    assert all(0 <= figures[name]["low"] <= figures[name]["high"] <= 1 for figures in (probegan, naive)
+               for name, (_, _, share) in table1.COLUMNS.items() if share)
     assert made["protocol"]["num"] == 50 and len(made["protocol"]["evaluator_sha256"]) == 64
     assert made["seconds"] > 0 and made["machine"]["cores"] == os.cpu_count()
     text = (tmp_path / "table1_digits.md").read_text()
