@@ -59,9 +59,9 @@ SCALES = {
                                            "--precision bf16 --save_every 100 --sample_every 400",
                         "deep_inversion": "--synthesis_steps 100"},
               "paper": {"num": 5000, "all": ""}},
-    "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 1000 --num_D_steps 1 "
+    "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 500 --num_D_steps 1 "
                                          "--G_lr 4e-4 --D_lr 8e-4 --init ortho --ema_decay 0.99 --ema_start 50 "
-                                         "--diffaug translation --precision bf16 --save_every 250 --sample_every 500",
+                                         "--diffaug translation --precision bf16 --save_every 100 --sample_every 500",
                       "deep_inversion": "--synthesis_steps 300"},
             "paper": {"num": 5000, "all": ""}},
     "digits": {"small": {"num": 100, "all": "--num_steps 40 --save_every 20 --sample_every 40",
