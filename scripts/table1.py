@@ -599,7 +599,7 @@ def main():
             require_same(part)
     digest = fingerprint(load_classifier(ROOT / evaluator, num_classes=len(spec.classes)).model)
     judge = {"num": flags.num, "evaluator_sha256": digest}
-    protocol = {"dataset": flags.dataset, "scale": flags.scale, **judge, "seeds": flags.seeds,
+    protocol = {"dataset": flags.dataset, "scale": flags.scale, **judge,
                 "flags": SCALES[flags.dataset][flags.scale]}
     written = flags.out / f"table1_{flags.dataset}.json"
     if written.exists():

@@ -233,7 +233,7 @@ def test_a_failing_run_is_named_and_the_rest_goes_on(call, pretend, tmp_path, ca
     # one seed: the interval over images; of two: over seeds, by Student's t of 0.5 and 0.6
     assert "| NAIVE | robust | 60.0 % (50.0 % to 70.0 %) | 80.0 % (67.0 % to 88.8 %) | 60 (59.9 to 60.1) | - |" in text
     assert "| not finite | 1 of 2, interval over images |" in text
-    assert "| ProbeGAN | robust | 55.0 % (-8.5 % to 118.5 %) |" in text
+    assert "| ProbeGAN | robust | 55.0 % (0.0 % to 100.0 %) |" in text
     assert "failed: " in capsys.readouterr().err
 
     for file in pretend.glob("fail_*"):
@@ -252,6 +252,10 @@ def test_rows_without_a_run_are_shown_as_missing(call, pretend, tmp_path):
     text = (tmp_path / "table1_digits.md").read_text()
     assert "| NAIVE | robust |" + " missing |" * 7 + " 0 of 1 |" in text
     assert "| BigGAN, all classes | - | 50.0 % (40.0 % to 60.0 %) | - |" in text  # no classifier accepts
+
+    (pretend / "fail_naive_robust_wo_7_seed0").unlink()
+    assert call("--methods", "probegan", "naive", "biggan", "--seeds", 2) == 0  # a table grows by seeds
+    assert (tmp_path / "table1_digits.md").read_text().count("| 2 of 2 |") == 3
 
 
 def test_a_signal_stops_the_run_which_is_resumed(call, pretend, tmp_path, capsys):
