@@ -58,8 +58,8 @@ SCALES = {
                                            "--precision bf16 --save_every 100 --sample_every 400",
                         "deep_inversion": "--synthesis_steps 100"},
               "paper": {"num": 5000, "all": ""}},
-    "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 500 --num_D_steps 1 "
-                                         "--G_lr 4e-4 --D_lr 8e-4 --init ortho --ema_decay 0.99 --ema_start 50 "
+    "C10": {"small": {"num": 500, "all": "--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 500 --num_D_steps 2 "
+                                         "--G_lr 4e-4 --D_lr 4e-4 --init ortho --ema_decay 0.99 --ema_start 50 "
                                          "--diffaug translation --precision bf16 --save_every 100 --sample_every 500",
                       "deep_inversion": "--synthesis_steps 300"},
             "paper": {"num": 5000, "all": ""}},
