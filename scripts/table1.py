@@ -494,9 +494,9 @@ def markdown(table, rows):
     if failed:
         lines += ["## Failed", "", *(f"- {folder}: {error}" for folder, error in failed.items()), "",
                   "The whole output of a run is in its table1.log.", ""]
-    lines += ["## The expected order", "", *(f"- {sentence}" for sentence in table["order"] or
-                                           ["No two finished rows are in another order than expected."]), "",
-              "Intervals overlap where nothing else is said.",
+    lines += ["## The expected order", "", *(f"- {sentence}" for sentence in table["order"]), "",
+              "Intervals overlap where nothing else is said." if table["order"] else
+              "No two finished rows are in another order than expected.",
               "", "## Seconds", "", "| method | training, mean of a run | measuring, mean of a run |", "|---|---|---|"]
     spent = {}
     for row, entry in zip(rows, table["rows"], strict=True):
