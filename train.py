@@ -29,6 +29,7 @@ from baselines.probe import (
     discriminator_step,
     draw_fakes,
     generator_step,
+    shares,
     shown_to_D,
 )
 from baselines.robust_synthesis import RobustSynthesis
@@ -82,7 +83,7 @@ def discriminator_loss(G, D, images, y_real, fakes, task, config):
 def generator_loss(G, D, C, fakes, task, config):
     """G's part of eq. (1), through D and the frozen classifier C: (total, unweighted terms).
 
-    fakes: baselines.probe.Fakes of all classes. Among the terms is the share of fakes that C accepts as their class.
+    fakes: baselines.probe.Fakes of all classes. Among the terms are those of acceptance.
     """
     with autocast(fakes.z.device, config.precision):
         fake = G(fakes.z, fakes.y)
@@ -322,7 +323,7 @@ def train(training, run):
         terms = {name: torch.stack([step[name] for step in window]).float().cpu() for name in window[0]}
         ranks.average(list(terms.values()))
         require_finite(training, terms, training.step - len(window) + 1)
-        means = {name: values.mean().item() for name, values in terms.items()}
+        means = shares({name: values.mean().item() for name, values in terms.items()})
         rate = len(window) / (time.perf_counter() - window_start)
         if leads:
             log.write({"step": training.step, **means, "steps_per_second": rate})

@@ -172,7 +172,7 @@ def generator_step(loss, G, D, C, optimiser, fakes, task, config):
 
 
 def class_terms(logits, fakes, task, config):
-    """(eq. (4), the shares of fakes that C accepts as their class, of seen classes and of y*, as terms)."""
+    """(eq. (4), the terms of `acceptance`)."""
     y_C = task.C_labels[fakes.y]
     rows = losses.classification_rows(task.C_labels[fakes.y_batch], task.C_weights)
     loss = losses.classification(logits, y_C, task.C_weights, config.prob_clip, fakes.share(rows))
@@ -180,13 +180,24 @@ def class_terms(logits, fakes, task, config):
 
 
 def acceptance(logits, y_C, seen):
-    """Terms: the share of fakes that C accepts as their class, of seen classes and of y*.
+    """Terms: how many fakes of seen classes there are and C accepts as their class, and how many of y*.
 
-    logits (B, K); y_C (B,) the classifier's labels, -1 for none; seen (B,) as losses.seen_rows gives it.
+    logits (B, K); y_C (B,) the classifier's labels, -1 for none; seen (B,) as losses.seen_rows gives it. Numbers and
+    not shares, since a batch may hold no fake of y*: see `shares`.
     """
     accepted = (logits.detach().argmax(1) == y_C).float()
-    return {"C_accepts_seen": losses.mean_over(accepted, seen * (y_C >= 0)),
-            "C_accepts_unseen": losses.mean_over(accepted, 1 - seen)}
+    rows = {"seen": seen * (y_C >= 0), "unseen": 1 - seen}
+    return {f"fakes_{name}": counted.sum() for name, counted in rows.items()} | \
+        {f"accepted_{name}": (accepted * counted).sum() for name, counted in rows.items()}
+
+
+def shares(means):
+    """The means {name: float} of terms over steps, with C_accepts_seen and C_accepts_unseen, the shares of fakes that
+    C accepts, in place of the numbers; a share is left out where there was no such fake."""
+    numbers = {name: means[name] for name in means if name.startswith(("fakes_", "accepted_"))}
+    found = {f"C_accepts_{name}": numbers[f"accepted_{name}"] / numbers[f"fakes_{name}"] for name in ("seen", "unseen")
+             if numbers.get(f"fakes_{name}")}
+    return {name: value for name, value in means.items() if name not in numbers} | found
 
 
 class Probe:

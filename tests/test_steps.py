@@ -10,7 +10,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probegan_losses as losses
-from baselines.probe import discriminator_step, draw_fakes, draw_latents, generator_step, make_task
+from baselines.probe import (
+    acceptance,
+    discriminator_step,
+    draw_fakes,
+    draw_latents,
+    generator_step,
+    make_task,
+    shares,
+)
 from BigGAN import make_discriminator, make_generator
 from config import Config
 from layers import Convolution, SNConv2d, SpectralNorm, convolution_gradients, diff_augment
@@ -153,7 +161,7 @@ def test_steps_equal_the_literal_float64_computation(config, double_outputs):
     expected, gradients = literal_G(nets, z, y)
     torch.manual_seed(6)
     terms = nets.G_step()
-    assert terms.keys() == expected.keys() | {"C_accepts_seen", "C_accepts_unseen"}
+    assert terms.keys() == expected.keys() | {"fakes_seen", "fakes_unseen", "accepted_seen", "accepted_unseen"}
     assert_close(terms, expected, {n: p.grad for n, p in nets.G.named_parameters()}, gradients)
 
 
@@ -234,6 +242,16 @@ def test_accumulated_gradients_are_those_of_the_large_batch(config, n, double_ou
     assert whole.keys() == accumulated.keys() and len(whole) > 20
     for name, gradient in whole.items():
         assert torch.allclose(gradient, accumulated[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_the_shares_accepted_are_of_fakes_and_not_of_steps():
+    logits = torch.eye(3)[[0, 1, 2, 2]]  # C calls them 0, 1, 2, 2
+    some = acceptance(logits, torch.tensor([0, 2, 2, -1]), torch.tensor([1.0, 1.0, 0.0, 1.0]))  # 1 of 2 seen, 1 of 1
+    none = acceptance(logits, torch.tensor([0, 1, 0, 0]), torch.ones(4))  # 2 of 4 seen, no unseen
+    means = {name: (some[name] + none[name]).item() / 2 for name in some}
+    assert shares({"G_class": 3.0, **means}) == {"G_class": 3.0, "C_accepts_seen": 0.5, "C_accepts_unseen": 1.0}
+    assert shares({name: value.item() for name, value in none.items()}) == {"C_accepts_seen": 0.5}
+    assert shares({"D_reg": 1.0}) == {"D_reg": 1.0}
 
 
 def test_terms_are_detached():
