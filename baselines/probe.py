@@ -194,10 +194,11 @@ def acceptance(logits, y_C, seen):
 def shares(means):
     """The means {name: float} of terms over steps, with C_accepts_seen and C_accepts_unseen, the shares of fakes that
     C accepts, in place of the numbers; a share is left out where there was no such fake."""
-    numbers = {name: means[name] for name in means if name.startswith(("fakes_", "accepted_"))}
-    found = {f"C_accepts_{name}": numbers[f"accepted_{name}"] / numbers[f"fakes_{name}"] for name in ("seen", "unseen")
-             if numbers.get(f"fakes_{name}")}
-    return {name: value for name, value in means.items() if name not in numbers} | found
+    found = {name: value for name, value in means.items() if not name.startswith(("fakes_", "accepted_"))}
+    for name in ("seen", "unseen"):
+        if means.get(f"fakes_{name}"):
+            found[f"C_accepts_{name}"] = means[f"accepted_{name}"] / means[f"fakes_{name}"]
+    return found
 
 
 class Probe:
