@@ -25,6 +25,7 @@ from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier, refuse_evaluator
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
+from methods import load_run
 from metrics import protocols  # noqa: F401  registers the measurements
 from metrics.features import ClassifierFeatures, InceptionFeatures
 from metrics.images import RunImages, file_images
@@ -33,14 +34,13 @@ from metrics.measured import Measured
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
 from metrics.shown import report_of
-from sample import make_sampler
+from sampler import make_sampler
 from utils import (
     DATASETS,
     UserError,
     checkpoint_files,
     choose_device,
     find_dataset,
-    load_checkpoint,
     run_main,
 )
 
@@ -132,8 +132,8 @@ def run_images(state, flags, device):
 def target_free(run):
     """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it stands, else the newest one."""
     if (run / "best.pt").is_file():
-        return load_checkpoint(run / "best.pt"), TARGET_FREE
-    return load_checkpoint(run), NEWEST
+        return load_run(run / "best.pt"), TARGET_FREE
+    return load_run(run), NEWEST
 
 
 def oracle_select(evaluation, run, flags):
@@ -143,7 +143,7 @@ def oracle_select(evaluation, run, flags):
     checkpoint could give, and is not the run's own figure. Raises UserError where there is no y*.
     """
     own, _ = target_free(run)
-    states = [own] + [load_checkpoint(file) for file in checkpoint_files(run)]
+    states = [own] + [load_run(file) for file in checkpoint_files(run)]
     found = {}
     for state in states:
         if state["step"] in found:
@@ -250,7 +250,7 @@ def evaluate_run(run, flags, overrides, device):
     """Measure one run (a folder or a checkpoint file). Returns its records, and the names of its unseen classes."""
     home = run if run.is_dir() else run.parent
     home = home.parent if home.name == "checkpoints" else home
-    state, chosen = target_free(run) if run.is_dir() else (load_checkpoint(run), GIVEN)
+    state, chosen = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
     outputs = Outputs(home, flags.report)
     # who made the checkpoint does not decide whether a classifier's code is run
     settings = replace(Config.from_dict(state["config"]), **{"C_trust": False, **overrides})

@@ -18,126 +18,12 @@ import torch
 from tqdm import tqdm
 
 from BigGAN import load_weights, make_generator
-from config import Config, Parser, add_flags, make_config
-from layers import standing_statistics
-from utils import (
-    DATASETS,
-    UserError,
-    choose_device,
-    class_label,
-    load_checkpoint,
-    replacing,
-    run_main,
-    save_grid,
-    seeded_latents,
-    to_uint8,
-    to_unit_range,
-)
+from config import Parser, add_flags, make_config
+from methods import load_run
+from sampler import make_sampler
+from utils import DATASETS, UserError, choose_device, replacing, run_main, save_grid, to_uint8
 
-UNCONDITIONAL = ("degan", "robust_synthesis", "deep_inversion")
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
-
-
-def fake_classes(config, n_classes):
-    """The labels that fakes are drawn for: all classes, unless the method knows but some, or none apart."""
-    if config.method in ("naive", "robust_synthesis", "deep_inversion"):
-        return list(config.new_class)
-    if config.method == "degan":
-        return [0]
-    if config.method == "biggan" and not config.oracle:
-        return [y for y in range(n_classes) if y not in config.new_class]
-    return list(range(n_classes))
-
-
-def in_turn(kept, seeds, name):
-    """The rows of `kept` (n, ...) that seeds stand for, n apart the same one. Raises UserError for more than n."""
-    if len(seeds) > len(kept):
-        raise UserError(f"this checkpoint holds {len(kept)} images of class {name}, and {len(seeds)} are asked for; "
-                        f"ask for at most {len(kept)}, or train with a larger --num_images.")
-    return kept[torch.tensor(seeds) % len(kept)]
-
-
-class ImageBank:
-    """The images that a checkpoint holds itself, of a method without a generator; drawn from as from a Sampler.
-
-    state: what utils.load_checkpoint returns. The images of a class are taken in turn: seeds that are n apart, of n
-    images, give the same one.
-    """
-
-    def __init__(self, state):
-        self.config = Config.from_dict(state["config"])
-        self.classes = tuple(state["dataset"]["classes"])
-        self.unseen, self.step, self.bank = self.config.new_class, state["step"], state["images"]
-        self.drawn = sorted(self.bank)
-        self.most = min(map(len, self.bank.values()))
-
-    def class_images(self, label, seeds):
-        """Images (len(seeds), C, H, W) in [-1, 1] of one class. Raises UserError where there are not so many."""
-        return to_unit_range(in_turn(self.bank[label], seeds, self.classes[label]))
-
-    def label(self, name):
-        """The label of a class of this checkpoint, by label or name. Raises UserError."""
-        return class_label(self, name)
-
-
-class Sampler:
-    """The averaged generator of a checkpoint, in eval mode with standing statistics.
-
-    state: what utils.load_checkpoint returns. truncation: bound of the latent's entries, None for none.
-    """
-
-    def __init__(self, state, device, truncation=None, batch_size=100):
-        self.config = Config.from_dict(state["config"])
-        self.classes = tuple(state["dataset"]["classes"])
-        self.step = state["step"]
-        self.device, self.truncation, self.batch_size = device, truncation, batch_size
-        self.fed = fake_classes(self.config, len(self.classes))  # labels that G was trained with
-        self.chosen = state.get("latents")  # {label: latents} of an unconditional generator
-        self.drawn = sorted(self.chosen) if self.chosen else self.fed
-        self.most = self.config.num_images if self.chosen else None  # different images of a class, where bounded
-        self.unseen = () if self.config.oracle else tuple(y for y in self.config.new_class if y in self.drawn)
-        # the weights that are drawn here and replaced at once must not move a training's random stream
-        with torch.random.fork_rng(devices=[]):
-            self.G = make_generator(self.config, state["dataset"]["resolution"], state["dataset"]["channels"],
-                                    len(self.classes))
-        self.G.load_state_dict(state["G_ema"])
-        self.G.to(device).requires_grad_(False)
-        standing_statistics(self.G, self._standing_batch)
-
-    def _standing_batch(self, k):
-        # seeds of their own, far from those of the images
-        seeds = range(2**40 + k * self.batch_size, 2**40 + (k + 1) * self.batch_size)
-        y = torch.tensor([self.fed[i % len(self.fed)] for i in range(self.batch_size)])
-        return self.latents(seeds).to(self.device), y.to(self.device)
-
-    def latents(self, seeds):
-        """Latents (len(seeds), dim_z) on the CPU; row i depends on seeds[i] alone."""
-        return seeded_latents(seeds, self.G.dim_z, self.truncation)
-
-    def images(self, z, y):
-        """Images (N, C, H, W) in [-1, 1] on the CPU; z (N, dim_z); y labels (N,) or embeddings (N, shared_dim)."""
-        parts = [self.G(z_part.to(self.device), y_part.to(self.device)).cpu()
-                 for z_part, y_part in zip(z.split(self.batch_size), y.split(self.batch_size), strict=True)]
-        return torch.cat(parts)
-
-    def class_images(self, label, seeds):
-        """Images (len(seeds), C, H, W) of one class; image i depends on seeds[i] alone.
-
-        Raises UserError where an unconditional generator has fewer latents of the class.
-        """
-        if self.chosen:
-            return self.images(in_turn(self.chosen[label], seeds, self.classes[label]),
-                               torch.zeros(len(seeds), dtype=torch.long))
-        return self.images(self.latents(seeds), torch.full((len(seeds),), label))
-
-    def label(self, name):
-        """The label of a class of this checkpoint, by label or name. Raises UserError."""
-        return class_label(self, name)
-
-
-def make_sampler(state, device, truncation=None, batch_size=100):
-    """The Sampler of a checkpoint, or its ImageBank where it holds images instead of a generator."""
-    return ImageBank(state) if "images" in state else Sampler(state, device, truncation, batch_size)
 
 
 def row_label(sampler, y):
@@ -201,7 +87,9 @@ def released_weights(flags):
     G = make_generator(config, spec.resolution, spec.channels, len(spec.classes))
     load_weights(G, config.init_G)
     return {"config": config.as_dict(), "step": 0, "G_ema": G.state_dict(),
-            "dataset": {"resolution": spec.resolution, "channels": spec.channels, "classes": list(spec.classes)}}
+            "dataset": {"resolution": spec.resolution, "channels": spec.channels, "classes": list(spec.classes)},
+            "draws": {"title": config.init_G, "fed": list(range(len(spec.classes))), "conditional": True,
+                      "new_class": list(config.new_class), "oracle": True}}
 
 
 def main():
@@ -228,16 +116,16 @@ def main():
             raise UserError(f"--{name} is {flags[name]}; it must be at least 1.")
     if flags["truncation"] is not None and not flags["truncation"] > 0:
         raise UserError(f"--truncation is {flags['truncation']}; it must be positive, such as 0.5, or left out.")
-    state = released_weights(network_flags) if checkpoint is None else load_checkpoint(checkpoint)
+    state = released_weights(network_flags) if checkpoint is None else load_run(checkpoint)
     sampler = make_sampler(state, choose_device(flags["device"]), flags["truncation"], flags["batch_size"])
     labels = [sampler.label(name) for name in flags["classes"]]
     if set(labels) - set(sampler.drawn):
         drawn = ", ".join(sampler.classes[y] for y in sampler.drawn)
-        raise UserError(f"this checkpoint of --method {sampler.config.method} draws {drawn} alone; leave --classes "
+        raise UserError(f"this checkpoint of --method {state['config']['method']} draws {drawn} alone; leave --classes "
                         "out.")
-    if sampler.config.method in UNCONDITIONAL and mode in ("z", "y"):
-        raise UserError(f"--mode {mode} walks through a generator of classes, and --method {sampler.config.method} has "
-                        "none; the modes grid, class and npz draw what it made.")
+    if not sampler.draws["conditional"] and mode in ("z", "y"):
+        raise UserError(f"--mode {mode} walks through a generator of classes, and --method "
+                        f"{state['config']['method']} has none; the modes grid, class and npz draw what it made.")
 
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")

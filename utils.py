@@ -10,17 +10,14 @@ import os
 import pickle
 import re
 import signal
-import statistics
 import sys
 import tempfile
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent
@@ -127,35 +124,6 @@ def choose_device(name="auto"):
     if not present[kind]:
         raise UserError(f"device '{name}' is not available on this machine; leave --device out to choose one.")
     return torch.device(name)
-
-
-def tune(device):
-    """Let torch train as fast as this machine can: TF32 on a GPU; on a CPU as many threads as measure fastest.
-
-    The threads of a convolution wait for each other, so that on cores that are busy or lent in part fewer are faster.
-    Torch's own number, then half of it and so on, are tried; OMP_NUM_THREADS decides where it is set.
-    """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
-        return
-    usual = torch.get_num_threads()
-    seconds = {usual >> i: [] for i in range(usual.bit_length())}
-    x, weight = torch.zeros(32, 64, 32, 32), torch.zeros(64, 64, 3, 3)
-    for _ in range(7):
-        for threads, found in seconds.items():
-            torch.set_num_threads(threads)
-            begin = time.perf_counter()
-            F.conv2d(x, weight, padding=1)
-            found.append(time.perf_counter() - begin)
-    medians = {threads: statistics.median(found) for threads, found in seconds.items()}
-    best = min(medians, key=medians.get)
-    # rounding depends on the number of threads: another than usual only where it matters
-    torch.set_num_threads(best if medians[best] < 0.8 * medians[usual] else usual)
-    if torch.get_num_threads() != usual:
-        print(f"computing with {best} of {usual} threads, measured {medians[usual] / medians[best]:.1f} times as fast; "
-              "OMP_NUM_THREADS sets another number")
 
 
 def autocast(device, precision):

@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -31,12 +32,12 @@ from torch.utils.flop_counter import flop_registry
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import probegan_losses as losses  # noqa: E402
-from baselines.probe import discriminator_step, draw_fakes, frozen_weights, generator_step  # noqa: E402
 from classifiers import FrozenClassifier, build  # noqa: E402
 from classifiers.files import save_classifier  # noqa: E402
-from config import Config, Parser, check_choices  # noqa: E402
+from config import Parser  # noqa: E402
 from layers import SpectralNorm  # noqa: E402
-from train import start  # noqa: E402
+from methods import make_config, start  # noqa: E402
+from step import discriminator_step, draw_fakes, frozen_weights, generator_step  # noqa: E402
 from utils import DatasetSpec, UserError, autocast, choose_device, replacing, run_main, write_json  # noqa: E402
 
 IMAGES = 2048  # random ones, in memory
@@ -118,7 +119,8 @@ def random_training(folder, settings, resolution, channels, n_classes, C_arch, d
     C = FrozenClassifier(build(C_arch, n_classes, channels), n_classes, channels, resolution, [0.5] * channels,
                          [0.5] * channels, C_arch, classes)
     save_classifier(folder / "C.pt", C)
-    config = Config(new_class=(n_classes - 1,), data_root=str(folder), C_path=str(folder / "C.pt"), **settings)
+    config = replace(make_config(dataset="C10", new_class=["0"]), new_class=(n_classes - 1,), data_root=str(folder),
+                     C_path=str(folder / "C.pt"), **settings)
     return start(config, spec, device)
 
 
@@ -281,7 +283,7 @@ def main():
         raise UserError("--plot draws a --sweep; give both, or neither.")
     device = choose_device(flags.device)
     for precision in flags.precision:
-        check_choices(Config(precision=precision))
+        make_config(new_class=["0"], precision=precision)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{where}, torch {torch.__version__}, {flags.num_D_steps} D steps")
     rows, parts = [], {}

@@ -26,9 +26,10 @@ from classifiers.attacks import NORMS, pgd
 from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
 from classifiers.whitening import SAMPLE, Whitening
-from config import Parser, add_flags, check_choices, setting
+from config import Parser, add_flags, check_settings, setting
 from datasets import load_split
 from layers import shift
+from machine import choose_precision, tune
 from utils import (
     DATASETS,
     EMA,
@@ -39,7 +40,6 @@ from utils import (
     run_main,
     save_torch,
     stop_on_signal,
-    tune,
     write_json,
 )
 
@@ -72,10 +72,11 @@ class TrainSettings:
     seed: int = setting(0, "seed of the initial weights and of all draws")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = setting("fp32", "arithmetic of the forward passes", ("fp32", "bf16"))
+    precision: str = setting("auto", "arithmetic of the forward passes; auto: bf16 where it is faster",
+                             ("auto", "fp32", "bf16"))
 
     def __post_init__(self):
-        check_choices(self)
+        check_settings(self)
         find(self.arch)
         if self.split == "test":
             raise UserError("--split test is what the card's accuracy is measured on; train on another split.")
@@ -161,6 +162,7 @@ class Fit:
                                          weight_decay=settings.weight_decay)
         self.draws = torch.Generator().manual_seed(settings.seed)
         self.attack_draws = torch.Generator(images.device).manual_seed(settings.seed)
+        self.precision = choose_precision(settings.precision, images.device)
         self.step, self.order, self.seconds = 0, None, 0.0
 
     def advance(self):
@@ -171,7 +173,7 @@ class Fit:
             self.order = torch.randperm(len(self.images), generator=self.draws)
         rows = self.order[place * settings.batch_size:(place + 1) * settings.batch_size].to(device)
         x, y = augmented(self.images[rows], self.flip, self.draws), self.labels[rows]
-        with autocast(device, settings.precision):
+        with autocast(device, self.precision):
             if settings.robust:
                 self.model.eval()
                 x = pgd(self.frozen.logits01, x, y, settings.robust, settings.eps, settings.steps,
@@ -190,12 +192,14 @@ class Fit:
 
     def state(self):
         return {"settings": dataclasses.asdict(self.settings), "data_sha256": self.data_sha256, "step": self.step,
-                "order": self.order, "seconds": self.seconds, "model": self.model.state_dict(),
+                "order": self.order, "seconds": self.seconds, "precision": self.precision,
+                "model": self.model.state_dict(),
                 "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "draws": self.draws.get_state(), "attack_draws": self.attack_draws.get_state()}
 
     def load_state(self, state):
         self.step, self.order, self.seconds = state["step"], state["order"], state["seconds"]
+        self.precision = state.get("precision", self.precision)
         for name in ("model", "averaged", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.draws.set_state(state["draws"].cpu())

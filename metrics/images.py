@@ -27,8 +27,8 @@ class RunImages:
                             f"{sampler.most}, or train with a larger --num_images.")
         self.sampler, self.num, self.first_seed = sampler, num, first_seed
         self.classes, self.drawn = sampler.classes, list(sampler.drawn)
-        self.new_class = [y for y in sampler.config.new_class if y in sampler.drawn]
-        self.left_out = [] if sampler.config.oracle else list(sampler.config.new_class)
+        self.new_class = [y for y in sampler.draws["new_class"] if y in sampler.drawn]
+        self.left_out = [] if sampler.draws["oracle"] else list(sampler.draws["new_class"])
         self.shape, self.step = (channels, resolution, resolution), sampler.step
 
     def seed(self, label, i):

@@ -21,16 +21,16 @@ from PIL import Image
 
 from config import Config, Parser
 from datasets import load_split
+from methods import load_run
 from metrics.agreement import COLUMNS, HIT_IMAGES, NONE, REAL, key_path, read_answers, read_key, score
 from metrics.images import FileImages, RunImages, file_images
-from sample import make_sampler
+from sampler import make_sampler
 from utils import (
     DATASETS,
     DatasetSpec,
     UserError,
     choose_device,
     class_label,
-    load_checkpoint,
     replacing,
     run_main,
     write_json,
@@ -47,7 +47,7 @@ def open_method(path, spec, num, seed, device):
     """The images of a method, as metrics.images has them: of a run or checkpoint, an npz, or <class>/<file>."""
     if path.is_dir() and not (path / "checkpoints").is_dir() or path.suffix == ".npz":
         return file_images(path, spec, (), num)
-    state = load_checkpoint(path)
+    state = load_run(path)
     facts = state["dataset"]
     if list(spec.classes) != facts["classes"] or (spec.resolution, spec.channels) != (facts["resolution"],
                                                                                       facts["channels"]):
@@ -110,13 +110,13 @@ def make(flags):
         raise UserError("--mturk FOLDER and --base_url URL go together: MTurk shows images by their URL, so say where "
                         "FOLDER/images will be served.")
     device = choose_device(flags.device)
-    state = load_checkpoint(flags.run)
+    state = load_run(flags.run)
     config, facts = Config.from_dict(state["config"]), state["dataset"]
     spec = DatasetSpec(config.dataset, facts["resolution"], facts["channels"], tuple(facts["classes"]))
     labels = sorted({class_label(spec, name) for name in flags.classes}) or list(range(len(spec.classes)))
     if len(labels) < 2:
         raise UserError("--classes names one class, which raters would soon know to be the answer; name at least two.")
-    own_name = config.method_name
+    own_name = state["draws"]["title"]
     rivals = {}
     for rival in flags.rivals:
         name, _, path = rival.partition("=")

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # highest first; a name may import what stands in a later row (train also draws its grids with sample)
-ROWS = [{"scripts", "benchmarks"}, {"train", "evaluate"}, {"metrics"}, {"baselines"}, {"sample"},
-        {"classifiers", "BigGAN"}, {"datasets"}, {"layers", "config"}, {"utils"}, {"probegan_losses"}]
+ROWS = [{"scripts", "benchmarks"}, {"experiments"}, {"train", "evaluate"}, {"metrics", "sample"}, {"methods"},
+        {"training", "sampler"}, {"step"}, {"classifiers", "BigGAN"}, {"datasets"},
+        {"layers", "config", "processes", "machine"}, {"utils"}, {"probegan_losses"}]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]

@@ -12,8 +12,9 @@ from test_train import assert_same_state
 
 import train as train_module
 from classifiers.train import TrainSettings, train_classifier
-from config import make_config
 from datasets.prepare import prepare
+from methods import make_config, start
+from methods.registry import with_own
 from metrics.collapse import (
     FIRST_SEED,
     PER_CLASS,
@@ -24,8 +25,8 @@ from metrics.collapse import (
     naturalness,
     seen_images,
 )
-from sample import Sampler
-from train import Training, train
+from sampler import Sampler
+from train import train
 from utils import DATASETS, UserError, load_checkpoint, random_state
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def healthy(tmp_path_factory):
     config = make_config(dataset="digits", new_class=["7"], data_root=str(root), C_path=str(root / "C.pt"), G_ch=6,
                          D_ch=6, batch_size=32, num_D_steps=1, num_steps=40, save_every=10, ema_start=5, ema_decay=0.8,
                          device="cpu")
-    training = Training(config, DATASETS["digits"], CPU)
+    training = start(config, DATASETS["digits"], CPU)
     train(training, root / "run")
     return training, root / "run", load_checkpoint(root / "run")
 
@@ -49,7 +50,7 @@ def healthy(tmp_path_factory):
 def more_steps(healthy, run, steps, **settings):
     """Train a copy of the healthy run for a few steps more, saving at the last; returns its Training."""
     config = replace(healthy[0].config, num_steps=40 + steps, **settings)
-    training = Training(config, DATASETS["digits"], CPU, copy.deepcopy(healthy[2]))
+    training = start(config, DATASETS["digits"], CPU, copy.deepcopy(healthy[2]))
     train(training, run)
     return training
 
@@ -183,8 +184,8 @@ def test_weights_that_ignore_z_are_reported(healthy):
 
 
 def test_a_naive_run_is_watched_at_its_one_class(healthy, tmp_path):
-    config = replace(healthy[0].config, method="naive", num_steps=1)
-    train(Training(config, DATASETS["digits"], CPU), tmp_path)
+    config = with_own(replace(healthy[0].config, method="naive", num_steps=1), {})
+    train(start(config, DATASETS["digits"], CPU), tmp_path)
     assert list(records(tmp_path)[0]["classes"]) == ["7"]
 
 

@@ -16,12 +16,13 @@ import evaluate
 import utils
 from BigGAN import make_generator
 from classifiers import build
-from config import make_config
+from methods import find_method, make_config
 from metrics import protocols
 from metrics.recognition import confusion, rate, rate_difference
 from metrics.registry import METRICS, find_metric, register
 from metrics.report import number
-from sample import Sampler, save_npz
+from sample import save_npz
+from sampler import Sampler
 from utils import DATASETS, UserError, load_checkpoint, save_checkpoint, save_torch
 
 CLASSES = DATASETS["digits"].classes
@@ -40,6 +41,7 @@ def make_run(root, name, steps=(5,), seed=0, **settings):
         G = make_generator(config, 16, 1, 10)
         save_checkpoint(root / name, {
             "config": config.as_dict(), "step": step, "G_ema": G.state_dict(), "audit": AUDIT,
+            "draws": find_method(config.method).draws(config, 10),
             "dataset": {"resolution": 16, "channels": 1, "classes": list(CLASSES)}}, keep=9)
     return root / name
 

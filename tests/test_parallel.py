@@ -24,25 +24,25 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
-from baselines import ranks
-from config import make_config
+import processes
+from methods import make_config
 from train import start
 from utils import DATASETS
 settings = eval(sys.argv[4])
-with ranks.joined("cpu") as device:
+with processes.joined("cpu") as device:
     run = start(make_config(**settings), DATASETS["digits"], device)
     for network in (run.C, run.G, run.D, run.G_ema):
         network.double()
     run.C.model.double()
     terms = [run.advance() for _ in range(3)]
     for step in terms:
-        ranks.average(list(step.values()))
-    if sys.argv[3] == "fails" and ranks.rank() == 1:
+        processes.average(list(step.values()))
+    if sys.argv[3] == "fails" and processes.rank() == 1:
         raise ValueError("a planted error")
     if sys.argv[3] == "fails":
         run.advance()
     torch.save({"terms": terms, "weights": run.state()["G"] | {"D." + k: v for k, v in run.state()["D"].items()}},
-               f"{sys.argv[2]}/{sys.argv[3]}_{ranks.rank()}.pt")
+               f"{sys.argv[2]}/{sys.argv[3]}_{processes.rank()}.pt")
 """
 
 

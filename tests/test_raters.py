@@ -18,7 +18,7 @@ import utils
 from layers import standing_statistics
 from metrics import raters
 from metrics.agreement import NONE, krippendorff_alpha, over_raters, score
-from sample import Sampler
+from sampler import Sampler
 from utils import DatasetSpec, UserError, save_checkpoint, to_uint8
 
 CLASSES = ("cat", "dog", "horse")

@@ -14,7 +14,8 @@ import utils
 from BigGAN import make_generator
 from config import Config
 from layers import StoredBatchNorm
-from sample import Sampler
+from methods import find_method
+from sampler import Sampler
 from utils import save_checkpoint, seeded_latents, to_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ def make_state(**settings):
     torch.manual_seed(0)
     G = make_generator(config, 16, 3, len(CLASSES))
     return {"config": config.as_dict(), "step": 5, "G_ema": G.state_dict(),
+            "draws": find_method(config.method).draws(config, len(CLASSES)),
             "dataset": {"resolution": 16, "channels": 3, "classes": CLASSES}}
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +17,13 @@ from test_train import SMALL, assert_same_state, training
 
 import sample
 import train as train_module
-from config import make_config
+from methods import read_config, start
 from metrics import selection
 from metrics.collapse import CollapseWatch, plain
 from metrics.distances import frechet_distance
 from metrics.selection import Selection, score, standardised_gap
-from sample import Sampler
-from train import Training, train
+from sampler import Sampler
+from train import train
 from utils import DATASETS, UserError, load_checkpoint, load_torch
 
 CPU = torch.device("cpu")
@@ -37,8 +38,8 @@ def lines(run):
 def go_on(run, **changes):
     """A Training from the newest checkpoint of a run folder, as --resume makes it."""
     state = load_checkpoint(run)
-    config = make_config(**{**state["config"], **changes})
-    return Training(config, DATASETS["digits"], CPU, state)
+    config = replace(read_config(state["config"]), **changes)
+    return start(config, DATASETS["digits"], CPU, state)
 
 
 def selection_of(run, path, unseen=(7,)):

@@ -10,23 +10,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probegan_losses as losses
-from baselines.probe import (
-    acceptance,
-    discriminator_step,
-    draw_fakes,
-    draw_latents,
-    generator_step,
-    make_task,
-    shares,
-)
 from BigGAN import make_discriminator, make_generator
-from config import Config
 from layers import Convolution, SNConv2d, SpectralNorm, convolution_gradients, diff_augment
-from train import GANS
+from methods import find_method, make_config
+from step import acceptance, discriminator_step, draw_fakes, draw_latents, generator_step, make_task, shares
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
-CONFIG = Config(dataset="digits", new_class=(UNSEEN,), G_ch=2, D_ch=2, dim_z=12, shared_dim=8, batch_size=BATCH,
-                init="ortho")
+SETTINGS = {"dataset": "digits", "new_class": (UNSEEN,), "G_ch": 2, "D_ch": 2, "dim_z": 12, "shared_dim": 8,
+            "batch_size": BATCH, "init": "ortho", "diffaug": (), "num_D_steps": 4, "G_lr": 2e-4, "D_lr": 2e-4}
 
 
 class LinearClassifier(nn.Module):
@@ -38,6 +29,10 @@ class LinearClassifier(nn.Module):
         return self.linear(images.flatten(1))
 
 
+def task_of(config, device="cpu", C_labels=range(CLASSES), C_classes=CLASSES):
+    return make_task(config, find_method(config.method).fed(config, CLASSES), C_labels, C_classes, device)
+
+
 class Nets:
     def __init__(self, config, device="cpu"):
         torch.manual_seed(0)
@@ -46,25 +41,25 @@ class Nets:
         self.C = LinearClassifier().requires_grad_(False).to(device)
         self.G_optim = torch.optim.Adam(self.G.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
         self.D_optim = torch.optim.Adam(self.D.parameters(), 1e-3, betas=(0.0, 0.999), fused=True)
-        self.task = make_task(config, range(CLASSES), CLASSES, device)
+        self.task = task_of(config, device)
         self.images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8).to(device)
         self.labels = torch.tensor([0, 1, 3, 0, 1, 3], device=device)
         self.config, self.device = config, torch.device(device)
 
     def D_step(self):
-        loss, _ = GANS[self.config.method]
+        loss, _ = find_method(self.config.method).losses
         fakes = draw_fakes(self.G, self.task, BATCH, self.device)
         return discriminator_step(loss, self.G, self.D, self.D_optim, self.images, self.labels, fakes, self.task,
                                   self.config)
 
     def G_step(self):
-        _, loss = GANS[self.config.method]
+        _, loss = find_method(self.config.method).losses
         fakes = draw_fakes(self.G, self.task, BATCH, self.device)
         return generator_step(loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, self.config)
 
 
 def settings(**changes):
-    return dataclasses.replace(CONFIG, **changes)
+    return make_config(**{**SETTINGS, **changes})
 
 
 def literal_D(nets, z, y, e):
@@ -80,7 +75,7 @@ def literal_D(nets, z, y, e):
         real_u.append(real_u_i[0])
         if y[i] != UNSEEN:
             hinge_fake.append(max(1 + fake_c_i[0], fake_c_i[0] * 0))
-        if y[i] != UNSEEN or not config.mask_real_by_fake:
+        if y[i] != UNSEEN or not getattr(config.own, "mask_real_by_fake", False):
             hinge_real.append(max(1 - real_c_i[0], real_c_i[0] * 0))
         x_hat = (e[i] * real + (1 - e[i]) * fake).requires_grad_()
         (gradient,) = torch.autograd.grad(D(x_hat)[1][0], x_hat, create_graph=True)
@@ -226,11 +221,11 @@ def test_accumulated_gradients_are_those_of_the_large_batch(config, n, double_ou
         fakes = draw_fakes(nets.G, nets.task, BATCH, "cpu")
         fakes = dataclasses.replace(fakes, z=fakes.z.double())
         assert config.method == "naive" or len({part.seen.sum().item() for part in fakes.split(n)}) > 1
-        D_loss, G_loss = GANS[config.method]
+        D_loss, G_loss = find_method(config.method).losses
         with pytest.MonkeyPatch.context() as patch:
             pieces = iter(e.chunk(parts))
             patch.setattr(torch, "rand", lambda *_, pieces=pieces, **__: next(pieces))
-            patch.setattr("baselines.probe.to_unit_range", lambda images: images.double() / 127.5 - 1)
+            patch.setattr("step.to_unit_range", lambda images: images.double() / 127.5 - 1)
             for optimiser in (nets.D_optim, nets.G_optim):
                 patch.setattr(optimiser, "step", lambda: None)
             discriminator_step(D_loss, nets.G, nets.D, nets.D_optim, nets.images, nets.labels, fakes, nets.task,
@@ -296,7 +291,7 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
     hinge = getattr(losses, name)
     monkeypatch.setattr(losses, name, lambda d_c, rows, total: seen_by_hinge.append(rows) or hinge(d_c, rows, total))
     drawn = []
-    monkeypatch.setattr("baselines.probe.draw_latents", lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
+    monkeypatch.setattr("step.draw_latents", lambda *a: drawn.append(draw_latents(*a)) or drawn[-1])
     (nets.D_step if network == "D" else nets.G_step)()
     assert seen_by_hinge[0].tolist() == [float(y != UNSEEN) for y in drawn[0][1].tolist()]
     if network == "D":
@@ -306,8 +301,8 @@ def test_no_unseen_row_reaches_the_conditional_loss(network, monkeypatch):
 
 
 def test_naive_draws_the_unseen_class_alone_and_the_oracle_masks_nothing():
-    assert make_task(settings(method="naive"), range(CLASSES), CLASSES, "cpu").fake_classes.tolist() == [UNSEEN]
-    oracle = make_task(settings(oracle=True), range(CLASSES), CLASSES, "cpu")
+    assert task_of(settings(method="naive")).fake_classes.tolist() == [UNSEEN]
+    oracle = task_of(settings(oracle=True))
     assert oracle.unseen.tolist() == [] and oracle.fake_classes.tolist() == [0, 1, 2, 3]
 
 
@@ -333,10 +328,9 @@ def test_the_penalty_is_taken_where_its_name_says(monkeypatch):
 
 
 def test_class_map_and_weights():
-    task = make_task(settings(C_new_coeff=5.0, G_new_coeff=2.0), (3, -1, 1, 2), 5, "cpu")
+    task = task_of(settings(C_new_coeff=5.0), C_labels=(3, -1, 1, 2), C_classes=5)
     assert task.C_labels.tolist() == [3, -1, 1, 2]
     assert task.C_weights.tolist() == [1, 5, 1, 1, 1]  # y* = 2 is the classifier's label 1
-    assert task.u_weights.tolist() == [1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("kernel, bias", [(3, True), (1, False)])

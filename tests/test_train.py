@@ -15,9 +15,12 @@ import torch
 
 import utils
 from classifiers import build
-from config import Config, make_config
+from config import Config
 from layers import SpectralNorm
-from train import Recorded, Training, main, train
+from methods import make_config, read_config
+from methods import start as start_run
+from train import main, train
+from training import Recorded
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +49,7 @@ def training(world, **changes):
     settings = {name: type(getattr(Config, name))(value) for name, value in settings.items()}
     settings |= {"new_class": ["7"], "C_path": str(world / "C.pt"), **changes}
     config = make_config(dataset="digits", data_root=str(world), **settings)
-    return Training(config, DATASETS["digits"], torch.device(config.device))
+    return start_run(config, DATASETS["digits"], torch.device(config.device))
 
 
 def flat(value, path=""):
@@ -110,7 +113,7 @@ def test_streamed_data_resumes_exactly_too(world, tmp_path):
     save_torch(tmp_path / "state.pt", whole.state())
     for _ in range(30):  # past the end of an epoch of 22 batches
         whole.advance()
-    resumed = Training(whole.config, whole.spec, whole.device, load_torch(tmp_path / "state.pt"))
+    resumed = start_run(whole.config, whole.spec, whole.device, load_torch(tmp_path / "state.pt"))
     for _ in range(30):
         resumed.advance()
     assert_same_state(whole.state(), resumed.state())
@@ -124,7 +127,7 @@ def test_drawing_grids_changes_nothing_in_the_run(world, tmp_path):
         train(run, tmp_path / str(sample_every))
         states.append(run.state())
     assert_same_state(*states, but="/config/sample_every")
-    resumed = Training(Config.from_dict(states[0]["config"]), DATASETS["digits"], torch.device("cpu"),
+    resumed = start_run(read_config(states[0]["config"]), DATASETS["digits"], torch.device("cpu"),
                        load_torch(tmp_path / "1/checkpoints/step_00000002.pt"))
     train(resumed, tmp_path / "resumed")
     assert_same_state(states[0], resumed.state())
@@ -427,7 +430,7 @@ def test_resuming_with_another_classifier_is_refused(world, tmp_path):
     state = training(world).state()
     state["config"]["C_path"] = str(wrong_checkpoint(tmp_path / "other.pt"))
     with pytest.raises(UserError, match="is not the one this run was started on .SHA-256 of its weights"):
-        Training(Config.from_dict(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
+        start_run(read_config(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
 
 
 def test_a_second_run_does_not_overwrite_the_first(world, tmp_path):
@@ -440,4 +443,4 @@ def test_resuming_on_other_images_is_refused(world, tmp_path):
     state = training(world).state()
     state["audit"] = {**state["audit"], "sha256": "0" * 64}
     with pytest.raises(UserError, match="not the one this run was started on"):
-        Training(Config.from_dict(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
+        start_run(read_config(state["config"]), DATASETS["digits"], torch.device("cpu"), state)

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import time
 
 import numpy as np
 import pytest
@@ -99,26 +98,3 @@ def test_a_grid_shows_its_images(tmp_path, channels):
     pixels = np.asarray(Image.open(tmp_path / "g.png"))
     for value in utils.to_uint8(rows[:, :, 0, 0, 0]).flatten():
         assert (pixels == value.item()).all(2).sum() >= 64 * 64
-
-
-@pytest.mark.parametrize("cost, taken, said", [
-    ({4: 3, 2: 1, 1: 2}, 2, "computing with 2 of 4 threads, measured [23]"), ({4: 3, 2: 3, 1: 3}, 4, "$"),
-    ({4: 1, 2: 2, 1: 4}, 4, "$"),
-])
-def test_as_many_threads_as_measure_fastest(monkeypatch, capsys, cost, taken, said):
-    usual = torch.get_num_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(utils.F, "conv2d", lambda *_, **__: time.sleep(cost[torch.get_num_threads()] / 500))
-    try:
-        torch.set_num_threads(4)
-        utils.tune(torch.device("cpu"))
-        assert torch.get_num_threads() == taken
-    finally:
-        torch.set_num_threads(usual)
-    assert re.match(said, capsys.readouterr().out)
-
-
-def test_the_environment_decides_on_threads(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: pytest.fail("the number was changed"))
-    utils.tune(torch.device("cpu"))

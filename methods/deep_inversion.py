@@ -6,15 +6,29 @@ of all classes; half of a batch is therefore of the other classes, thrown away i
 weighted as if each class came equally often.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import probegan_losses as losses
-from baselines.synthesis import Synthesis
+from config import setting
+from methods.registry import Method, Row, unseen_classes
+from methods.synthesis import Synthesis, SynthesisSettings
 from utils import UserError
 
 STEPS = 2000  # the paper's, for CIFAR-10
+
+
+@dataclass(frozen=True)
+class DeepInversionSettings(SynthesisSettings):
+    """The weights of eq. (2) and (4), and the step."""
+
+    DI_lr: float = setting(0.1, "Adam's learning rate on the pixels", above=0)
+    DI_bn: float = setting(1.0, "weight of the distance to the classifier's batch-norm statistics", least=0)
+    DI_tv: float = setting(1e-3, "weight of the total variation", least=0)
+    DI_l2: float = setting(1e-4, "weight of the pixels' square", least=0)
 
 
 def total_variation(images):
@@ -51,35 +65,40 @@ class StatisticsGap:
 class DeepInversion(Synthesis):
     """The interface of Synthesis. Raises UserError for a classifier without batch norms."""
 
-    def __init__(self, config, spec, device, state=None):
-        super().__init__(config, spec, device, state)
+    def __init__(self, method, config, spec, device, state=None):
+        super().__init__(method, config, spec, device, state)
         if not StatisticsGap(self.C.model, None).norms:
             raise UserError(f"--method deep_inversion needs the batch-norm statistics of the classifier, and "
                             f"{config.C_path} has no batch norm; choose another --method or another classifier.")
         self.others = torch.tensor([y for y in range(len(spec.classes)) if self.C.labels[y] >= 0], device=device)
 
     def synthesise(self, labels):
-        config, n = self.config, len(labels)
+        own, n = self.config.own, len(labels)
         others = self.others[self.others != labels[0]]
         y = torch.cat((labels, others[torch.arange(n, device=self.device) % len(others)]))
         share = 1 / (len(others) + 1)
         weights = torch.cat((torch.full((n,), share / n), torch.full((n,), (1 - share) / n))).to(self.device)
         shape = (2 * n, self.spec.channels, self.spec.resolution, self.spec.resolution)
         x = torch.randn(shape, device=self.device).clamp_(-1, 1).requires_grad_()
-        optimiser = torch.optim.Adam([x], config.DI_lr)
+        optimiser = torch.optim.Adam([x], own.DI_lr)
         reach = self.spec.resolution // 16
         with StatisticsGap(self.C.model, weights) as gap:
-            for _ in range(config.synthesis_steps or STEPS):
+            for _ in range(own.synthesis_steps or STEPS):
                 shift = torch.randint(-reach, reach + 1, (2,)).tolist()
                 shown = x.roll(shift, (2, 3))
                 if self.spec.mirror and torch.rand(()) < 0.5:
                     shown = shown.flip(3)
                 gap.terms.clear()
-                total = F.cross_entropy(self.C(shown), self.task.C_labels[y]) + config.DI_bn * sum(gap.terms)
-                total = total + config.DI_tv * total_variation(x) + config.DI_l2 * losses.output_penalty(x)
+                total = F.cross_entropy(self.C(shown), self.task.C_labels[y]) + own.DI_bn * sum(gap.terms)
+                total = total + own.DI_tv * total_variation(x) + own.DI_l2 * losses.output_penalty(x)
                 optimiser.zero_grad()
                 total.backward()
                 optimiser.step()
                 with torch.no_grad():
                     x.clamp_(-1, 1)
         return x.detach()[:n]
+
+
+METHOD = Method("deep_inversion", "DeepInversion", __doc__, DeepInversionSettings, training=DeepInversion,
+                fed=unseen_classes, conditional=False, rows=(Row(
+                    "deep_inversion", "DeepInversion", "--method deep_inversion --num_images {num} --save_every 1"),))

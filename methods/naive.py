@@ -7,20 +7,27 @@ fakes from reals by their class alone, and pushes against what the classifier as
 import torch
 
 import probegan_losses as losses
-from baselines.probe import class_terms, critic_loss, shown_to_D
 from layers import diff_augment
-from utils import autocast
+from methods.registry import Method, Row, unseen_classes
+from step import class_terms, critic_loss, shown_to_D
+from utils import UserError, autocast
+
+
+def check(config):
+    """Raise UserError for other than one unseen class."""
+    if len(config.new_class) != 1:
+        raise UserError(f"--method naive draws one unseen class; {len(config.new_class)} were given.")
 
 
 def discriminator_loss(G, D, images, y_real, fakes, task, config):
-    """D_u alone. The interface of train.discriminator_loss; y_real is not used."""
+    """D_u alone. The interface of methods.probegan.discriminator_loss; y_real is not used."""
     with autocast(images.device, config.precision):
         fake, real = shown_to_D(G, images, fakes, config)
         return critic_loss(D, D(torch.cat((fake, real)))[1], fake, real, config)
 
 
 def generator_loss(G, D, C, fakes, task, config):
-    """D_u and C, fakes of y* alone. The interface of train.generator_loss."""
+    """D_u and C, fakes of y* alone. The interface of methods.probegan.generator_loss."""
     with autocast(fakes.z.device, config.precision):
         fake = G(fakes.z, fakes.y)
         d_u, logits = D(diff_augment(fake, config.diffaug))[1], C(fake)
@@ -30,3 +37,7 @@ def generator_loss(G, D, C, fakes, task, config):
     if config.D2_reg_coeff > 0:
         total = total + config.D2_reg_coeff * losses.output_penalty(d_u)
     return total, terms | accepted
+
+
+METHOD = Method("naive", "NAIVE", __doc__, losses=(discriminator_loss, generator_loss), fed=unseen_classes, check=check,
+                rows=(Row("naive", "NAIVE", "--method naive"),), selects=True)

@@ -9,18 +9,18 @@ from torch import nn
 import evaluate
 import sample
 import train
-from baselines import degan
-from baselines.deep_inversion import StatisticsGap, total_variation
 from classifiers.attacks import pgd
 from classifiers.train import TrainSettings, train_classifier
-from config import METHODS, make_config
 from datasets.absence import AbsenceGuard
 from datasets.prepare import prepare
+from methods import METHODS, degan, make_config, start
+from methods.deep_inversion import StatisticsGap, total_variation
+from sampler import Sampler, make_sampler
 from utils import DATASETS, UserError, load_checkpoint
 
 CPU = torch.device("cpu")
 SMALL = {"G_ch": 2, "D_ch": 2, "dim_z": 6, "shared_dim": 8, "batch_size": 20, "num_D_steps": 1, "device": "cpu",
-         "ema_start": 1, "num_images": 50, "synthesis_steps": 3, "num_steps": 3}
+         "ema_start": 1, "num_steps": 3}
 SYNTHESES = ("robust_synthesis", "deep_inversion")
 
 
@@ -44,9 +44,10 @@ def world(tmp_path_factory):
 
 
 def settings(world, method, **changes):
-    gan = str(world / "gan") if method == "biggan_am" else ""
+    own = {"gan": str(world / "gan"), "num_images": 50, "synthesis_steps": 3}
     return {"dataset": "digits", "data_root": str(world), "new_class": ["7"], "C_path": str(world / "C.pt"),
-            "evaluator": str(world / "E.pt"), "skip_classifier_check": True, "method": method, "gan": gan, **SMALL,
+            "evaluator": str(world / "E.pt"), "skip_classifier_check": True, "method": method, **SMALL,
+            **{name: value for name, value in own.items() if method in METHODS and name in METHODS[method].own},
             **changes}
 
 
@@ -61,7 +62,7 @@ def flags(world, method, **changes):
 
 def run_of(world, method, **changes):
     """The run in this process, before its first step."""
-    return train.start(make_config(**settings(world, method, **changes)), DATASETS["digits"], CPU)
+    return start(make_config(**settings(world, method, **changes)), DATASETS["digits"], CPU)
 
 
 def assert_same(a, b):
@@ -87,7 +88,7 @@ def test_a_method_stops_goes_on_draws_and_is_measured(world, tmp_path, method):
         assert all(term.isfinite() and not term.requires_grad for term in whole.advance().values())
     first = run_of(world, method)
     first.advance()
-    again = train.start(first.config, first.spec, CPU, first.state())
+    again = start(first.config, first.spec, CPU, first.state())
     for _ in range(2):
         again.advance()
     assert_same(whole.state(), again.state())
@@ -98,7 +99,7 @@ def test_a_method_stops_goes_on_draws_and_is_measured(world, tmp_path, method):
     call(sample, "--checkpoint", run, "--device", "cpu")
     call(evaluate, "--run", run, "--metrics", "recognition", "memorization", "--num", 50, "--device", "cpu")
     assert (run / "samples_grid.png").is_file() and (run / "results.jsonl").is_file()
-    drawn = sample.make_sampler(load_checkpoint(run), CPU).drawn
+    drawn = make_sampler(load_checkpoint(run), CPU).drawn
     expected = {"naive": [7], "robust_synthesis": [7], "deep_inversion": [7],
                 "biggan": [y for y in range(10) if y != 7]}.get(method, list(range(10)))
     assert drawn == expected
@@ -107,7 +108,7 @@ def test_a_method_stops_goes_on_draws_and_is_measured(world, tmp_path, method):
 @pytest.mark.parametrize("method", ["degan", *SYNTHESES])
 def test_no_more_images_are_drawn_than_a_rival_made(world, tmp_path, method):
     call(train, *flags(world, method), "--run", tmp_path)
-    drawn = sample.make_sampler(load_checkpoint(tmp_path), CPU)
+    drawn = make_sampler(load_checkpoint(tmp_path), CPU)
     images = drawn.class_images(7, range(1000, 1050))
     assert images.shape == (50, 1, 16, 16) and len(images.flatten(1).unique(dim=0)) > 40
     assert torch.allclose(drawn.class_images(7, [1003]), images[3:4], atol=1e-5)
@@ -132,14 +133,16 @@ def test_syntheses_make_images_of_each_unseen_class(world):
     ({"method": "degan", "oracle": True}, "--oracle trains on images of y., which --method degan is to do without"),
     ({"method": "degan", "select": True}, "--select chooses among the checkpoints of probegan or naive"),
     ({"method": "naive", "new_class": ["2", "7"]}, "--method naive draws one unseen class; 2 were given"),
-    ({"method": "naive", "gan": "somewhere"}, "give both --method biggan_am and --gan RUN, or neither"),
+    ({"method": "naive", "gan": "somewhere"}, "--gan is a setting of --method biggan_am, and this run is of --method"),
+    ({"method": "biggan", "num_images": 60}, "a setting of --method robust_synthesis and deep_inversion and degan"),
+    ({"G_new_coef": 2.0}, "setting 'G_new_coef' is unknown .did you mean 'G_new_coeff'"),
     ({"method": "biggan_am", "gan": ""}, "That run is made by train.py --method biggan"),
     ({"method": "deep_inversion", "num_images": 49}, "--num_images is 49; it must be at least 50"),
     ({"method": "robust_synthesis", "PGD_eps": 0.0}, "--PGD_eps is 0.0; it must be positive"),
 ])
 def test_wrong_settings_get_a_sentence(world, changes, words):
     with pytest.raises(UserError, match=words):
-        make_config(**{**settings(world, "probegan"), **changes})
+        make_config(**settings(world, **{"method": "probegan", **changes}))
 
 
 # ---------------------------------------------------------------------------------- BigGAN-AM
@@ -150,7 +153,7 @@ def test_the_search_raises_the_probability_and_touches_the_embedding_of_y_alone(
     before = run.state()["G_ema"]
     losses = [run.advance()["G_class"].item() for _ in range(30)]
     assert sum(losses[-5:]) < sum(losses[:5])
-    after, gan = run.state()["G_ema"], sample.Sampler(load_checkpoint(world / "gan"), CPU).G.state_dict()
+    after, gan = run.state()["G_ema"], Sampler(load_checkpoint(world / "gan"), CPU).G.state_dict()
     changed = [name for name in after if not torch.equal(after[name], before[name])]
     assert changed == ["shared.weight"]
     rows = (after["shared.weight"] != gan["shared.weight"]).any(1)
@@ -266,7 +269,7 @@ def test_the_latents_of_a_class_are_those_that_the_classifier_is_surest_of(world
     run = run_of(world, "degan")
     run.advance()
     state = run.state()
-    sampler = sample.Sampler({**state, "latents": None}, CPU)
+    sampler = Sampler({**state, "latents": None}, CPU)
     pool = sampler.latents(range(degan.FIRST_SEED, degan.FIRST_SEED + 500))
     with torch.no_grad():
         p = run.C(sampler.images(pool, torch.zeros(500, dtype=torch.long))).softmax(1)[:, 7]

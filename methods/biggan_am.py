@@ -5,16 +5,19 @@ The embedding of y* climbs the classifier's probability of y* from several start
 classes' embeddings with noise, within the range that those have. The start with the highest probability is kept.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 import probegan_losses as losses
-from baselines.probe import Probe, acceptance
-from config import Config
-from sample import Sampler
-from utils import UserError, load_checkpoint, seeded_latents
+from config import Config, setting
+from methods.registry import Method, Row, load_run
+from methods.synthesis import OwnSteps
+from sampler import Sampler
+from step import acceptance
+from training import Training
+from utils import UserError, seeded_latents
 
 STEPS = 200
 STARTS = 5
@@ -23,22 +26,40 @@ FIRST_SEED = 2**42  # of the latents that choose among the starts, far from the 
 NETWORK = ("G_ch", "dim_z", "shared_dim", "hier", "G_attn", "init", "BN_eps", "SN_eps")
 
 
-class BigGANAM(Probe):
-    """The search; the interface of Probe. Raises UserError where --gan is no BigGAN of the same seen classes."""
+@dataclass(frozen=True)
+class BigGANAMSettings(OwnSteps):
+    """The run that is searched, and the search."""
 
-    def __init__(self, config, spec, device, state=None):
-        gan = load_checkpoint(config.gan)
+    gan: str = setting("", "run of --method biggan whose generator is searched")
+    AM_lr: float = setting(0.05, "Adam's learning rate on the class embedding", above=0)
+    AM_weight_decay: float = setting(0.0, "weight of the embedding's square", least=0)
+    AM_diversity: float = setting(0.0, "weight of the differences between the images of a start", least=0)
+    AM_diversity_space: str = setting("pixels", "what these differences are measured in", ("pixels", "features"))
+
+
+def check(config):
+    """Raise UserError where no generator is named."""
+    if not config.own.gan:
+        raise UserError("--method biggan_am searches the generator of another run: give it as --gan RUN. That run is "
+                        "made by train.py --method biggan with the same data set and unseen class.")
+
+
+class BigGANAM(Training):
+    """The search; the interface of Training. Raises UserError where --gan is no BigGAN of the same seen classes."""
+
+    def __init__(self, method, config, spec, device, state=None):
+        gan = load_run(config.own.gan)
         made_by = Config.from_dict(gan["config"])
         for name, value in (("method", "biggan"), ("dataset", config.dataset), ("new_class", config.new_class),
                             ("oracle", False)):
             if getattr(made_by, name) != value:
-                raise UserError(f"--gan {config.gan} was made with --{name} {getattr(made_by, name)}, where {value} is "
-                                "needed; give a run of train.py --method biggan with the same data set and unseen "
-                                "class.")
-        super().__init__(replace(config, **{name: getattr(made_by, name) for name in NETWORK}), spec, device)
+                raise UserError(f"--gan {config.own.gan} was made with --{name} {getattr(made_by, name)}, where "
+                                f"{value} is needed; give a run of train.py --method biggan with the same data set and "
+                                "unseen class.")
+        super().__init__(method, replace(config, **{name: getattr(made_by, name) for name in NETWORK}), spec, device)
         if gan["audit"]["sha256"] != self.audit["sha256"]:
-            raise UserError(f"--gan {config.gan} was trained on other images than those in {config.data_root}; train "
-                            "it anew, or restore them.")
+            raise UserError(f"--gan {config.own.gan} was trained on other images than those in {config.data_root}; "
+                            "train it anew, or restore them.")
         self.G = Sampler(gan, device).G
         seen = [y for y in range(len(spec.classes)) if y not in config.new_class]
         known = self.G.shared.weight[seen]  # (seen classes, shared_dim)
@@ -46,20 +67,20 @@ class BigGANAM(Probe):
         shape = (len(config.new_class), STARTS, known.shape[1])
         noise = torch.randn(shape).to(device)
         self.embeddings = (known.mean(0) + NOISE * known.std(0) * noise).requires_grad_()
-        self.optimiser = torch.optim.Adam([self.embeddings], config.AM_lr)
+        self.optimiser = torch.optim.Adam([self.embeddings], config.own.AM_lr)
         if state is not None:
             self.load_state(state)
 
     @property
     def num_steps(self):
-        return self.config.synthesis_steps or STEPS
+        return self.config.own.synthesis_steps or STEPS
 
     def advance(self):
         """One step of Adam on the embeddings of all starts. Returns detached terms."""
-        config, count = self.config, max(2, self.config.batch_size // STARTS)
-        terms, total = [], config.AM_weight_decay * self.embeddings.square().sum()
+        own, count = self.config.own, max(2, self.config.batch_size // STARTS)
+        terms, total = [], own.AM_weight_decay * self.embeddings.square().sum()
         self.optimiser.zero_grad()
-        for k, label in enumerate(config.new_class):
+        for k, label in enumerate(self.config.new_class):
             z = torch.randn(STARTS * count, self.G.dim_z, device=self.device)
             fake = self.G(z, self.embeddings[k].repeat_interleave(count, 0))  # (STARTS * count, C, H, W)
             features, logits = self.C.features_and_logits(fake)
@@ -67,11 +88,11 @@ class BigGANAM(Probe):
             # a sum over starts: none's step depends on the others
             class_loss = STARTS * losses.classification(logits, y_C, self.task.C_weights)
             total = total + class_loss
-            if config.AM_diversity > 0:
-                looked_at = fake if config.AM_diversity_space == "pixels" else features
+            if own.AM_diversity > 0:
+                looked_at = fake if own.AM_diversity_space == "pixels" else features
                 for part, latents in zip(looked_at.split(count), z.split(count), strict=True):
                     ones = torch.ones(count, device=self.device)
-                    total = total - config.AM_diversity * losses.diversity(part, latents, ones)
+                    total = total - own.AM_diversity * losses.diversity(part, latents, ones)
             terms.append({"G_class": class_loss / STARTS, **acceptance(logits, y_C, torch.zeros_like(logits[:, 0]))})
         total.backward()
         self.optimiser.step()
@@ -102,3 +123,7 @@ class BigGANAM(Probe):
         with torch.no_grad():
             self.embeddings.copy_(state["embeddings"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+METHOD = Method("biggan_am", "BigGAN-AM", __doc__, BigGANAMSettings, training=BigGANAM, check=check,
+                rows=(Row("biggan_am", "BigGAN-AM", "--method biggan_am", needs="--method biggan"),))

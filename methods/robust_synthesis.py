@@ -4,23 +4,34 @@ A seed drawn from a Gaussian over coarse images follows the classifier's gradien
 paper fits a Gaussian to each class; y* has no images here, so it is fitted to all seen classes together.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
-from baselines.synthesis import Synthesis
 from classifiers.attacks import pgd
+from config import setting
 from datasets.sources import read_all
+from methods.registry import Method, Row, unseen_classes
+from methods.synthesis import Synthesis, SynthesisSettings
 
 STEPS = 60  # the paper's, for CIFAR-10
 COARSE = 8  # height and width of the images that the Gaussian is fitted to
 MOST = 10_000  # images that it is fitted to
 
 
+@dataclass(frozen=True)
+class RobustSynthesisSettings(SynthesisSettings):
+    """The ball."""
+
+    PGD_eps: float = setting(30.0, "L2 distance that an image may go from its seed, on [0,1] pixels", above=0)
+
+
 class RobustSynthesis(Synthesis):
     """Targeted L2 PGD from seeds of no class; the interface of Synthesis."""
 
-    def __init__(self, config, spec, device, state=None):
-        super().__init__(config, spec, device, state)
+    def __init__(self, method, config, spec, device, state=None):
+        super().__init__(method, config, spec, device, state)
         indices = self.stream.indices
         chosen = indices[torch.linspace(0, len(indices) - 1, min(MOST, len(indices))).long()]
         images = read_all(self.stream.source, chosen)
@@ -38,6 +49,13 @@ class RobustSynthesis(Synthesis):
         return F.interpolate(coarse, size, mode="bilinear").clamp(0, 1).to(self.device)
 
     def synthesise(self, labels):
-        images = pgd(self.C.logits01, self.seeds(len(labels)), self.task.C_labels[labels], "l2", self.config.PGD_eps,
-                     self.config.synthesis_steps or STEPS, random_start=False, targeted=True)
+        own = self.config.own
+        images = pgd(self.C.logits01, self.seeds(len(labels)), self.task.C_labels[labels], "l2", own.PGD_eps,
+                     own.synthesis_steps or STEPS, random_start=False, targeted=True)
         return 2 * images - 1
+
+
+METHOD = Method("robust_synthesis", "classifier synthesis", __doc__, RobustSynthesisSettings, training=RobustSynthesis,
+                fed=unseen_classes, conditional=False, rows=(Row(
+                    "robust_synthesis", "classifier synthesis",
+                    "--method robust_synthesis --num_images {num} --save_every 1"),))

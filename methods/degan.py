@@ -8,20 +8,33 @@ Unlike the paper's, the networks and the adversarial loss are ProbeGAN's (D_u, e
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-from baselines.naive import discriminator_loss  # noqa: F401  an unconditional D learns alike
+from config import setting
 from layers import diff_augment
-from sample import Sampler
+from methods.naive import discriminator_loss  # an unconditional D learns alike
+from methods.registry import Method, Row
+from methods.synthesis import KeptImages
+from sampler import Sampler
+from training import GAN
 from utils import autocast, seeded_latents
 
 FIRST_SEED = 2**42  # far from the seeds of all other draws
 POOL = 10  # latents judged for each one kept
 
 
+@dataclass(frozen=True)
+class DeGANSettings(KeptImages):
+    """The two terms."""
+
+    DG_entropy: float = setting(1.0, "weight of the entropy of the classifier's answer to each image", least=0)
+    DG_balance: float = setting(1.0, "weight of the entropy of its mean answer", least=0)
+
+
 def generator_loss(G, D, C, fakes, task, config):
-    """D_u and C. The interface of train.generator_loss.
+    """D_u and C. The interface of methods.probegan.generator_loss.
 
     total = -E D_u + DG_entropy * E H(p_C(. | G(z))) - DG_balance * H(E p_C(. | G(z))).
     """
@@ -33,21 +46,34 @@ def generator_loss(G, D, C, fakes, task, config):
     log_mean = log_p.logsumexp(0) - math.log(len(log_p))  # (K,), of the batch's mean probabilities
     terms = {"G_wasserstein": -d_u.mean(), "G_entropy": -(log_p.exp() * log_p).sum(1).mean(),
              "G_balance": (log_mean.exp() * log_mean).sum()}
-    total = terms["G_wasserstein"] + config.DG_entropy * terms["G_entropy"] + config.DG_balance * terms["G_balance"]
-    return total, terms
+    own = config.own
+    return terms["G_wasserstein"] + own.DG_entropy * terms["G_entropy"] + own.DG_balance * terms["G_balance"], terms
 
 
 @torch.no_grad()
-def chosen_latents(state, C, C_labels, device):
+def chosen_latents(state, C, C_labels, num, device):
     """{label: latents (num_images, dim_z)}: of a pool, those whose images C gives the class the highest probability.
 
-    state: of train.Training. Empty for a class that the classifier does not know. The choice favours this rival: what
+    state: of training.GAN. Empty for a class that the classifier does not know. The choice favours this rival: what
     the classifier is less sure of is never shown.
     """
     sampler = Sampler(state, device)
-    num = sampler.config.num_images
     z = seeded_latents(range(FIRST_SEED, FIRST_SEED + POOL * num), sampler.G.dim_z)
     y = torch.zeros(sampler.batch_size, dtype=torch.long)
     p = torch.cat([C(sampler.images(part, y[:len(part)]).to(device)).softmax(1).cpu()
                    for part in z.split(sampler.batch_size)])  # (pool, K)
     return {label: z[p[:, k].topk(num).indices] for label, k in enumerate(C_labels) if k >= 0}
+
+
+class DeGAN(GAN):
+    """A GAN whose checkpoints hold the chosen latents."""
+
+    def state(self):
+        state = super().state()
+        return state | {"latents": chosen_latents(state, self.C, self.task.C_labels.tolist(),
+                                                  self.config.own.num_images, self.device)}
+
+
+METHOD = Method("degan", "DeGAN-like", __doc__, DeGANSettings, (discriminator_loss, generator_loss), DeGAN,
+                fed=lambda config, n_classes: [0], conditional=False,
+                rows=(Row("degan", "DeGAN-like", "--method degan --num_images {num}"),))

@@ -1,4 +1,7 @@
-"""What ProbeGAN and its rivals share: the frozen classifier, the image set without y*, the classes and the draws."""
+"""What one step of training is made of: the classes, the draws, D's step, G's step, and the terms that methods share.
+
+The losses of a method (methods/) compose these; training.py holds the networks that take the steps.
+"""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -6,14 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 import probegan_losses as losses
-from baselines import ranks
-from classifiers import load_classifier
-from classifiers.frozen import fingerprint
-from classifiers.loading import probed_classifier, refuse_evaluator
-from datasets import ImageStream, leave_out, open_source
+import processes
 from layers import diff_augment
-from sample import fake_classes
-from utils import UserError, random_state, set_random_state, to_unit_range
+from utils import to_unit_range
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,19 @@ class Task:
     unseen: torch.Tensor  # (K,) labels of y*; empty for the oracle
     C_labels: torch.Tensor  # (n_classes,) classifier label of each generator label, -1 where it has none
     C_weights: torch.Tensor  # (classifier's n_classes,) weights in eq. (4)
-    u_weights: torch.Tensor  # (n_classes,) row weights in G's part of eq. (3)
     C_coeff: torch.Tensor  # (), lambda_g of eq. (1), which may move with time
     balanced: bool  # draw each class equally often in a batch
 
 
-def make_task(config, C_labels, C_classes, device):
-    """The Task of a Config. C_labels: the classifier's label of each class, -1 for none; C_classes: how many it has."""
+def make_task(config, fed, C_labels, C_classes, device):
+    """The Task of a Config. fed: the labels that fakes are drawn for. C_labels: the classifier's label of each class,
+    -1 for none; C_classes: how many it has."""
     unseen = [] if config.oracle else list(config.new_class)
-    C_weights, u_weights = torch.ones(C_classes), torch.ones(len(C_labels))
+    C_weights = torch.ones(C_classes)
     for y in unseen:
         C_weights[C_labels[y]] = config.C_new_coeff
-        u_weights[y] = config.G_new_coeff
-    tensors = (torch.tensor(fake_classes(config, len(C_labels))), torch.tensor(unseen, dtype=torch.long),
-               torch.tensor(C_labels), C_weights, u_weights, torch.tensor(config.C_coeff))
+    tensors = (torch.tensor(fed), torch.tensor(unseen, dtype=torch.long), torch.tensor(C_labels), C_weights,
+               torch.tensor(config.C_coeff))
     return Task(*(tensor.to(device) for tensor in tensors), config.balanced_y)
 
 
@@ -86,9 +83,9 @@ class Fakes:
 
 def draw_fakes(G, task, batch_size, device):
     """The Fakes of a step with `batch_size` rows in this process."""
-    z, y = draw_latents(G, task, batch_size * ranks.size(), device)
+    z, y = draw_latents(G, task, batch_size * processes.size(), device)
     seen = losses.seen_rows(y, task.unseen)
-    return Fakes(ranks.own(z), ranks.own(y), ranks.own(seen), y, seen, ranks.size())
+    return Fakes(processes.own(z), processes.own(y), processes.own(seen), y, seen, processes.size())
 
 
 def shown_to_D(G, images, fakes, config):
@@ -111,7 +108,7 @@ def critic_loss(D, d_u, fake, real, config):
     if config.penalty == "r1":
         x_hat = real.detach().requires_grad_()
     else:
-        e = ranks.own(torch.rand(len(fake) * ranks.size(), 1, 1, 1, device=fake.device))
+        e = processes.own(torch.rand(len(fake) * processes.size(), 1, 1, 1, device=fake.device))
         x_hat = losses.interpolate(real, fake, e).requires_grad_()
     penalty = losses.gradient_penalty(D(x_hat)[1], x_hat, norm=1.0 if config.penalty == "wgan-gp" else 0.0)
     terms = {"D_wasserstein": losses.wasserstein(d_u_real, d_u_fake), "D_penalty": penalty}
@@ -146,7 +143,7 @@ def descend(optimiser, loss, parts):
         total, terms = loss(*part)
         (total / len(parts)).backward()
         found.append({name: term.detach() for name, term in terms.items()})
-    ranks.average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
+    processes.average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
     optimiser.step()
     return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 
@@ -199,66 +196,3 @@ def shares(means):
         if means.get(f"fakes_{name}"):
             found[f"C_accepts_{name}"] = means[f"accepted_{name}"] / means[f"fakes_{name}"]
     return found
-
-
-class Probe:
-    """A run of one method: what every method has. `state()` is all that a checkpoint holds.
-
-    A subclass adds num_steps (how many times train.py calls advance), advance() -> detached terms, and to state()
-    and load_state() what it draws from: G_ema, or images. `D` is None where there is no discriminator. Raises
-    UserError for a classifier or an image set that do not fit, before anything is written.
-    """
-
-    D = None
-
-    def __init__(self, config, spec, device):
-        self.config, self.spec, self.device = config, spec, device
-        n_classes = len(spec.classes)
-        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
-        torch.manual_seed(config.seed)
-        self.C = probed_classifier(config, spec.classes, device)
-        refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
-        self.C_sha256 = fingerprint(self.C.model)
-        source = open_source(spec, config.data_root, "train")
-        indices, self.audit, guard = leave_out(source, spec, config.new_class, keep_unseen=config.oracle)
-        if config.batch_size % ranks.size():
-            raise UserError(f"--batch_size {config.batch_size} cannot be shared by {ranks.size()} processes; give a "
-                            "multiple of their number.")
-        self.stream = ImageStream(source, indices, guard, config.batch_size * config.num_D_accumulations, device,
-                                  config.augment, config.seed, config.max_resident_gb, config.num_workers,
-                                  ranks.rank(), ranks.size())
-        self.task = make_task(config, self.C.labels, self.C.num_classes, device)
-        self.step = 0
-
-    @property
-    def num_steps(self):
-        return self.config.num_steps
-
-    @property
-    def drawable(self):
-        """Whether images can be drawn from the state at hand."""
-        return True
-
-    def networks(self):
-        """{name: network in training}, whose weights must stay finite."""
-        return {}
-
-    def state(self):
-        return {
-            "config": self.config.as_dict(),
-            "dataset": {"resolution": self.spec.resolution, "channels": self.spec.channels,
-                        "classes": list(self.spec.classes)},
-            "step": self.step, "random": random_state(), "audit": self.audit, "classifier_sha256": self.C_sha256,
-        }
-
-    def load_state(self, state):
-        if state["audit"]["sha256"] != self.audit["sha256"]:
-            raise UserError(f"the image set in {self.config.data_root} is not the one this run was started on (SHA-256 "
-                            f"{self.audit['sha256'][:12]}, was {state['audit']['sha256'][:12]}); restore it, or start "
-                            "a new run.")
-        if state["classifier_sha256"] != self.C_sha256:
-            raise UserError(f"the classifier {self.config.C_path} is not the one this run was started on (SHA-256 "
-                            f"of its weights {self.C_sha256[:12]}, was {state['classifier_sha256'][:12]}); give that "
-                            "one as --C_path, or start a new run.")
-        self.step = state["step"]
-        set_random_state(state["random"])

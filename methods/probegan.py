@@ -1,0 +1,89 @@
+"""ProbeGAN (Zhang et al., AAAI 2022): fakes of all classes, y* diluted among the others.
+
+    (1)  min_G max_D  sum_{y != y*} L_c(y) + L_u + lambda_g * sum_{all y} L_class(y)
+
+With --oracle the images of y* are in the set: the bound that no probe can pass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+import probegan_losses as losses
+from config import setting
+from layers import diff_augment
+from methods.registry import Method, Row, Settings
+from step import class_terms, critic_loss, shown_to_D
+from utils import DATASETS, UserError, autocast
+
+
+@dataclass(frozen=True)
+class ProbeGANSettings(Settings):
+    """What the authors ran beyond the equations, and a term of our own."""
+
+    mask_real_by_fake: bool = setting(True, "drop real rows whose fake partner is of y* from the hinge of D_c")
+    G_new_coeff: float = setting(1.0, "weight of the rows of y* in G's loss from D_u; 1 is off", least=0)
+    D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off", least=1)
+    diversity_coeff: float = setting(0.0, "weight of the differences between fakes of y*; not the paper's; 0 is off",
+                                     least=0)
+
+
+def check(config):
+    """Raise UserError where the tiles do not fit the images."""
+    n, side = config.own.D_tilemix_ngrid, DATASETS[config.dataset].resolution
+    if side % n:
+        raise UserError(f"--D_tilemix_ngrid {n} does not divide {side} pixels.")
+
+
+def discriminator_loss(G, D, images, y_real, fakes, task, config):
+    """D's part of eq. (1): (total, unweighted terms).
+
+    images: uint8 (B, C, H, W) of seen classes; y_real (B,); fakes: step.Fakes of B; task: step.Task.
+    """
+    own = config.own
+    with autocast(images.device, config.precision):
+        fake, real = shown_to_D(G, images, fakes, config)
+        d_c, d_u = D(torch.cat((fake, real)), torch.cat((fakes.y, y_real)))
+        if own.D_tilemix_ngrid > 1:
+            fake, real = (losses.tile_mix(images, own.D_tilemix_ngrid) for images in (fake, real))
+            d_u = D(torch.cat((fake, real)))[1]
+        total, terms = critic_loss(D, d_u, fake, real, config)  # eq. (3)
+    d_c_fake, d_c_real = d_c.split(len(images))
+    terms["D_hinge_fake"] = losses.hinge_fake(d_c_fake, fakes.seen, fakes.n_seen)  # eq. (2)
+    if own.mask_real_by_fake:
+        terms["D_hinge_real"] = losses.hinge_real(d_c_real, fakes.seen, fakes.n_seen)
+    else:
+        terms["D_hinge_real"] = losses.hinge_real(d_c_real, torch.ones_like(d_c_real))
+    return total + terms["D_hinge_fake"] + terms["D_hinge_real"], terms
+
+
+def generator_loss(G, D, C, fakes, task, config):
+    """G's part of eq. (1), through D and the frozen classifier C: (total, unweighted terms).
+
+    fakes: step.Fakes of all classes. Among the terms are those of step.acceptance.
+    """
+    own = config.own
+    with autocast(fakes.z.device, config.precision):
+        fake = G(fakes.z, fakes.y)
+        shown = diff_augment(fake, config.diffaug)
+        d_c, d_u = D(shown, fakes.y)
+        if own.D_tilemix_ngrid > 1:
+            d_u = D(losses.tile_mix(shown, own.D_tilemix_ngrid))[1]
+        logits = C(fake)
+    class_loss, accepted = class_terms(logits, fakes, task, config)
+    weights, weights_batch = (seen + own.G_new_coeff * (1 - seen) for seen in (fakes.seen, fakes.seen_batch))
+    terms = {"G_wasserstein": losses.wasserstein_generator(d_u, weights, fakes.share(weights_batch)),  # eq. (3)
+             "G_hinge": losses.hinge_generator(d_c, fakes.seen, fakes.n_seen),  # eq. (2)
+             "G_class": class_loss}  # eq. (4)
+    total = terms["G_wasserstein"] + terms["G_hinge"] + task.C_coeff * class_loss
+    if config.D2_reg_coeff > 0:
+        total = total + config.D2_reg_coeff * losses.output_penalty(d_u)
+    if own.diversity_coeff > 0:
+        terms["G_diversity"] = losses.diversity(fake, fakes.z, 1 - fakes.seen)
+        total = total - own.diversity_coeff * terms["G_diversity"]
+    return total, terms | accepted
+
+
+METHOD = Method("probegan", "ProbeGAN", __doc__, ProbeGANSettings, (discriminator_loss, generator_loss), check=check,
+                rows=(Row("oracle", "oracle", "--oracle", "first"), Row("probegan", "ProbeGAN", "")),
+                oracle_title="oracle", selects=True)

@@ -1,0 +1,236 @@
+"""One run: what every method has, and the GAN that most of them train. train.py is its loop and its files."""
+
+import copy
+from dataclasses import replace
+
+import torch
+
+import processes
+from BigGAN import load_weights, make_discriminator, make_generator
+from classifiers import load_classifier
+from classifiers.frozen import fingerprint
+from classifiers.loading import probed_classifier, refuse_evaluator
+from datasets import ImageStream, leave_out, open_source
+from layers import synchronise_batch_norms
+from machine import choose_precision
+from step import discriminator_step, draw_fakes, generator_step, make_task
+from utils import EMA, UserError, autocast, random_state, set_random_state
+
+
+class Training:
+    """A run of one method: what every method has. `state()` is all that a checkpoint holds.
+
+    A subclass adds advance() -> detached terms, which train.py calls num_steps times, and to state() and load_state()
+    what it draws from: G_ema, with latents of each class where it is not conditional, or images. `D` is None where
+    there is no discriminator. method: a methods.Method. Raises UserError for a classifier or an image set that do not
+    fit, before anything is written.
+    """
+
+    D = None
+    parallel = False  # whether several processes can share the work
+
+    def __init__(self, method, config, spec, device):
+        if processes.size() > 1 and not self.parallel:
+            raise UserError(f"--method {method.name} trains no GAN, and runs in one process; start it without "
+                            "torchrun.")
+        # one choice for all processes; written down, so that a resumed run keeps it
+        bf16 = processes.largest(int(choose_precision(config.precision, device) == "bf16"))
+        config = replace(config, precision="bf16" if bf16 else "fp32")
+        self.method, self.config, self.spec, self.device = method, config, spec, device
+        n_classes = len(spec.classes)
+        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
+        torch.manual_seed(config.seed)
+        self.C = probed_classifier(config, spec.classes, device)
+        refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
+        self.C_sha256 = fingerprint(self.C.model)
+        source = open_source(spec, config.data_root, "train")
+        indices, self.audit, guard = leave_out(source, spec, config.new_class, keep_unseen=config.oracle)
+        if config.batch_size % processes.size():
+            raise UserError(f"--batch_size {config.batch_size} cannot be shared by {processes.size()} processes; give "
+                            "a multiple of their number.")
+        self.stream = ImageStream(source, indices, guard, config.batch_size * config.num_D_accumulations, device,
+                                  config.augment, config.seed, config.max_resident_gb, config.num_workers,
+                                  processes.rank(), processes.size())
+        self.draws = method.draws(config, n_classes)
+        self.task = make_task(config, self.draws["fed"], self.C.labels, self.C.num_classes, device)
+        self.step = 0
+
+    @property
+    def num_steps(self):
+        return self.config.num_steps
+
+    @property
+    def drawable(self):
+        """Whether images can be drawn from the state at hand."""
+        return True
+
+    def networks(self):
+        """{name: network in training}, whose weights must stay finite."""
+        return {}
+
+    def state(self):
+        return {
+            "config": self.config.as_dict(),
+            "dataset": {"resolution": self.spec.resolution, "channels": self.spec.channels,
+                        "classes": list(self.spec.classes)},
+            "draws": self.draws, "step": self.step, "random": random_state(), "audit": self.audit,
+            "classifier_sha256": self.C_sha256,
+        }
+
+    def load_state(self, state):
+        if state["audit"]["sha256"] != self.audit["sha256"]:
+            raise UserError(f"the image set in {self.config.data_root} is not the one this run was started on (SHA-256 "
+                            f"{self.audit['sha256'][:12]}, was {state['audit']['sha256'][:12]}); restore it, or start "
+                            "a new run.")
+        if state["classifier_sha256"] != self.C_sha256:
+            raise UserError(f"the classifier {self.config.C_path} is not the one this run was started on (SHA-256 "
+                            f"of its weights {self.C_sha256[:12]}, was {state['classifier_sha256'][:12]}); give that "
+                            "one as --C_path, or start a new run.")
+        self.step = state["step"]
+        set_random_state(state["random"])
+
+
+# ------------------------------------------------------------------------------------------------ a GAN
+
+WARM_UP = 3  # iterations before one is recorded, in which libraries set up what they need
+
+
+class Recorded:
+    """Runs iterate(batches) -> {name: scalar} from a recording of it, after a few runs as it is.
+
+    A recording works on the tensors that it was made with: the batches are copied into those, and the terms out of
+    them. record: a function without arguments -> one that repeats its work on the device and returns the same
+    tensors.
+    """
+
+    def __init__(self, iterate, record):
+        self.iterate, self.record = iterate, record
+        self.runs, self.repeat = 0, None
+
+    def __call__(self, batches):
+        self.runs += 1
+        if self.runs <= WARM_UP:
+            return self.iterate(batches)
+        if self.repeat is None:
+            self.batches = [tuple(part.clone() for part in batch) for batch in batches]
+            self.repeat = self.record(lambda: self.iterate(self.batches))
+        for own, given in zip(self.batches, batches, strict=True):
+            for place, part in zip(own, given, strict=True):
+                place.copy_(part)
+        return {name: term.clone() for name, term in self.repeat().items()}
+
+
+def record_cuda_graph(function):
+    """Capture what `function` does on the GPU; where that cannot be, say why and return `function` itself."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            found = function()
+    except RuntimeError as error:
+        print(f"the iterations run eagerly: no CUDA graph could be captured ({str(error).splitlines()[0]})")
+        return function
+
+    def repeat():
+        graph.replay()
+        return found
+
+    return repeat
+
+
+def make_adam(network, lr, config):
+    """Adam over a network's parameters with a Config's betas and epsilon."""
+    parameters = list(network.parameters())
+    return torch.optim.Adam(parameters, lr, betas=(config.beta1, config.beta2), eps=config.adam_eps,
+                            fused=parameters[0].device.type in ("cpu", "cuda"),
+                            capturable=parameters[0].device.type == "cuda")
+
+
+def C_coeff_at(step, config):
+    """lambda_g of eq. (1) after `step` G steps: a line from C_coeff to C_coeff_end, where that is given."""
+    if config.C_coeff_end < 0:
+        return config.C_coeff
+    return config.C_coeff + (config.C_coeff_end - config.C_coeff) * min(1.0, step / config.num_steps)
+
+
+class GAN(Training):
+    """Networks, optimisers, data and classifier of one GAN; `state()` is all that a checkpoint holds.
+
+    With the `state` of a checkpoint the run goes on from there. Raises UserError for a classifier, weights
+    or an image set that do not fit, before anything is written.
+    """
+
+    parallel = True
+
+    def __init__(self, method, config, spec, device, state=None):
+        super().__init__(method, config, spec, device)
+        config = self.config
+        self.C.fold_batch_norms(spec.resolution)
+        self.D_loss, self.G_loss = method.losses
+        self.rows = config.batch_size // processes.size()  # of a batch in this process
+        networks = spec.resolution, spec.channels, len(spec.classes)
+        self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
+        if config.init_G and state is None:
+            load_weights(self.G, config.init_G)
+        if config.init_D and state is None:
+            load_weights(self.D, config.init_D)
+        for network in (self.G, self.D):
+            network.to(device, memory_format=torch.channels_last)
+        synchronise_batch_norms(self.G)
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
+        self.G_optim = make_adam(self.G, config.G_lr, config)
+        self.D_optim = make_adam(self.D, config.D_lr, config)
+        self.run_iteration = self.iterate
+        if device.type == "cuda" and config.cuda_graph:
+            if processes.size() == 1:
+                self.run_iteration = Recorded(self.iterate, record_cuda_graph)
+            elif processes.rank() == 0:
+                print("the iterations run eagerly: a CUDA graph is captured for one process alone")
+        if state is not None:
+            self.load_state(state)
+
+    def networks(self):
+        return {"G": self.G, "D": self.D}
+
+    def fakes_for_D(self):
+        """The Fakes of each D step in turn; with one_G_pass their images are made together, before the first."""
+        config = self.config
+        drawn = (draw_fakes(self.G, self.task, self.rows * config.num_D_accumulations, self.device)
+                 for _ in range(config.num_D_steps))
+        if not config.one_G_pass:
+            return drawn
+        drawn = list(drawn)
+        with torch.no_grad(), autocast(self.device, config.precision):
+            images = self.G(torch.cat([fakes.z for fakes in drawn]), torch.cat([fakes.y for fakes in drawn]))
+        return [replace(fakes, images=part) for fakes, part in zip(drawn, images.chunk(len(drawn)), strict=True)]
+
+    def iterate(self, batches):
+        """num_D_steps D steps on as many batches, and one G step. Returns detached terms; waits for nothing."""
+        config = self.config
+        for (images, labels), fakes in zip(batches, self.fakes_for_D(), strict=True):
+            D_terms = discriminator_step(self.D_loss, self.G, self.D, self.D_optim, images, labels, fakes, self.task,
+                                         config)
+        fakes = draw_fakes(self.G, self.task, self.rows * config.num_G_accumulations, self.device)
+        G_terms = generator_step(self.G_loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, config)
+        return D_terms | G_terms
+
+    def advance(self):
+        """The steps of one iteration, and the moving average. Returns detached terms; waits for nothing."""
+        self.task.C_coeff.fill_(C_coeff_at(self.step, self.config))
+        terms = self.run_iteration([self.stream.next_batch() for _ in range(self.config.num_D_steps)])
+        self.step += 1
+        self.ema.update(self.step)
+        return terms
+
+    def state(self):
+        return super().state() | {
+            "G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
+            "G_optim": self.G_optim.state_dict(), "D_optim": self.D_optim.state_dict(),
+            "data": self.stream.state_dict(),
+        }
+
+    def load_state(self, state):
+        super().load_state(state)
+        for name in ("G", "D", "G_ema", "G_optim", "D_optim"):
+            getattr(self, name).load_state_dict(state[name])
+        self.stream.load_state_dict(state["data"])
