@@ -32,12 +32,13 @@ def row_label(sampler, y):
     return f"{name} (unseen)" if y in sampler.unseen else name
 
 
-def save_class_grid(path, sampler, labels=None, columns=10, seed=0):
-    """Write a grid with a row a class, the unseen ones marked; the same latents in every row."""
+def class_grid(sampler, labels=None, columns=10, seed=0):
+    """(rows, labels, marked) of utils.grid_image: a row a class, the unseen ones marked; the same latents in every row.
+    """
     labels = sampler.drawn if labels is None else labels
     rows = torch.stack([sampler.class_images(y, range(seed, seed + columns)) for y in labels])
     marked = [r for r, y in enumerate(labels) if y in sampler.unseen]
-    save_grid(path, rows, [row_label(sampler, y) for y in labels], marked)
+    return rows, [row_label(sampler, y) for y in labels], marked
 
 
 def save_one_class(path, sampler, label, columns, seed):
@@ -130,7 +131,7 @@ def main():
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")
     if mode == "grid":
-        save_class_grid(out, sampler, labels or None, columns, seed)
+        save_grid(out, *class_grid(sampler, labels or None, columns, seed))
     elif mode == "class":
         if len(labels or sampler.unseen) != 1:
             raise UserError("--mode class draws one class; name it with --classes.")

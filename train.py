@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import processes
 from classifiers.check import preflight, require_passed
@@ -20,7 +20,7 @@ from machine import tune
 from methods import RunParser, find_method, load_run, make_config, read_config, start
 from metrics.collapse import CollapseWatch
 from metrics.selection import Selection
-from sample import save_class_grid
+from sample import class_grid
 from sampler import make_sampler
 from step import shares
 from utils import (
@@ -31,6 +31,7 @@ from utils import (
     find_dataset,
     run_main,
     save_checkpoint,
+    save_grid,
     stop_on_signal,
     write_json,
 )
@@ -101,7 +102,7 @@ def train(training, run):
     def look(state, drawing, judging):
         sampler = make_sampler(state, training.device)
         if drawing:
-            save_class_grid(run / "samples.png", sampler)
+            save_grid(run / "samples.png", *class_grid(sampler))
         if judging:
             for warning in keeper.judge(sampler, state):
                 bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)

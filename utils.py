@@ -327,8 +327,8 @@ def to_unit_range(images):
     return images.float().div_(127.5).sub_(1)
 
 
-def save_grid(path, rows, labels, marked=(), caption=None):
-    """Write images as a PNG grid, one labelled row each; atomically.
+def grid_image(rows, labels, marked=(), caption=None):
+    """Images as one picture, a PIL image: one labelled row each.
 
     rows: float images in [-1, 1], (rows, columns, C, H, W). labels: a string a row.
     marked: the row numbers drawn with a red frame and a red label (the unseen classes).
@@ -356,5 +356,10 @@ def save_grid(path, rows, labels, marked=(), caption=None):
             image = pixels[r, c].permute(1, 2, 0).numpy()  # (H, W, C)
             image = Image.fromarray(np.repeat(image, 3, axis=2) if channels == 1 else image)
             canvas.paste(image.resize((cell_w, cell_h), Image.NEAREST), (left + c * (cell_w + gap), y))
+    return canvas
+
+
+def save_grid(path, *grid, **options):
+    """Write what `grid_image` makes as a PNG, atomically."""
     with replacing(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        grid_image(*grid, **options).save(temporary, format="PNG")

@@ -1,5 +1,6 @@
 """From a file to a FrozenClassifier, and from its labels to those of a data set."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -95,6 +96,28 @@ def answers_of(model, channels, resolution, path):
     return shape[1]
 
 
+IN_MEMORY = {}  # {name: FrozenClassifier} of classifiers that are in no file
+
+
+def remember(module, channels, resolution, num_classes, mean=(), std=(), size=0, value_range=(0.0, 1.0), bgr=False):
+    """Let a module of this process be found by load_classifier, under the name that is returned.
+
+    module: takes images (B, channels, size or any, ...) as load_classifier says of mean, std, value_range and bgr, and
+    gives logits (B, num_classes). It is copied. Raises UserError where it does not answer so.
+    """
+    model = copy.deepcopy(module).cpu().eval()
+    found = answers_of(model, channels, size or resolution, type(module).__name__)
+    if found != num_classes:
+        raise UserError(f"the classifier {type(module).__name__} gives {found} logits and there are {num_classes} "
+                        "classes; name them all, as in classes=('cat', 'dog').")
+    normalisation = in_unit_range(mean or [0.0] * channels, std or [1.0] * channels, value_range, channels,
+                                  type(module).__name__)
+    frozen = FrozenClassifier(model, num_classes, channels, size, *normalisation, type(module).__name__, bgr=bgr)
+    name = f"memory:{fingerprint(model)[:12]}"
+    IN_MEMORY[name] = frozen
+    return name
+
+
 def load_classifier(path, arch="", num_classes=None, device="cpu", *, mean=(), std=(), size=0, value_range=(0.0, 1.0),
                     bgr=False, trust=False):
     """The FrozenClassifier stored at `path`, in any format of classifiers.files.
@@ -107,6 +130,8 @@ def load_classifier(path, arch="", num_classes=None, device="cpu", *, mean=(), s
     Raises UserError for a file that is missing, unreadable, of another architecture, class count or
     channel count, or with weights that are not finite.
     """
+    if str(path) in IN_MEMORY:
+        return copy.deepcopy(IN_MEMORY[str(path)]).to(device, memory_format=torch.channels_last)
     if not Path(path).is_file():
         raise UserError(f"classifier '{path}' does not exist; make one: python -m classifiers.train --dataset NAME "
                         f"--robust l2 --eps 1.5 --out {path or 'runs/classifiers/robust.pt'}")
