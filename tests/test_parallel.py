@@ -17,7 +17,8 @@ from utils import load_checkpoint
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
 SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--batch_size", "12", "--num_D_steps", "2",
-         "--device", "cpu", "--ema_start", "2", "--skip_classifier_check", "--dataset", "digits", "--new_class", "7"]
+         "--device", "cpu", "--precision", "fp32", "--ema_start", "2", "--skip_classifier_check", "--dataset", "digits",
+         "--new_class", "7"]
 # a few steps in float64, whose terms and weights each process writes down
 WORKER = """
 import sys, torch
@@ -59,7 +60,7 @@ def environment():
 def steps(world, name, launcher, **changes):
     settings = {"dataset": "digits", "data_root": str(world), "new_class": ["7"], "C_path": str(world / "C.pt"),
                 "G_ch": 1, "D_ch": 1, "dim_z": 6, "shared_dim": 8, "batch_size": 12, "num_D_steps": 2, "device": "cpu",
-                "diffaug": (), "G_attn": "16", **changes}
+                "diffaug": (), "G_attn": "16", "precision": "fp32", **changes}
     return subprocess.run([*launcher, str(world / "worker.py"), str(ROOT), str(world), name, repr(settings)],
                           capture_output=True, text=True, env=environment(), timeout=300)
 

@@ -118,7 +118,7 @@ def world(tmp_path_factory):
         Image.fromarray(x[i].transpose(1, 2, 0)).save(root / f"folder/horse/{i}.png")
     with pytest.MonkeyPatch.context() as patch:
         # one pass in place of 16 spares most of these tests' time
-        patch.setattr("sample.standing_statistics", functools.partial(standing_statistics, n_passes=1))
+        patch.setattr("sampler.standing_statistics", functools.partial(standing_statistics, n_passes=1))
         patch.setitem(utils.DATASETS, "pets", DatasetSpec("pets", 16, 3, CLASSES))
         yield root
 
