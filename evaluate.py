@@ -34,6 +34,7 @@ from metrics.measured import Measured
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
 from metrics.shown import report_of
+from metrics.variety import sentence
 from sampler import make_sampler
 from utils import (
     DATASETS,
@@ -214,6 +215,8 @@ def print_table(title, records, new_class):
     for metric, label, value, interval, n in rows:
         print(f"  {metric:{widths[0]}}  {label:{widths[1]}}  {value:>{widths[2]}}  {interval:{widths[3]}}  "
               f"{n:>{widths[4]}}")
+    for label in new_class:
+        print(f"  {sentence(records, label)}")
     warned = [record for record in records if record["warning"]]
     for warning in dict.fromkeys(r["warning"] for r in warned if r["class"] in {None, *new_class}):
         print(f"  warning: {warning}")

@@ -20,10 +20,11 @@ BATCH = 100
 # distance from a real image to its nearest neighbour.
 NEAR = 0.1
 # A class has collapsed where both mean distances, in pixels and in features, are below this share of the real ones,
-# or where more than that share of its images have a duplicate. On digits a run of 250 steps ends with 0.29 to 0.58
-# and no duplicates; the first 40 steps had at least 0.17 in features, 0.28 in pixels, and at most 0.06 duplicates. The
+# or where more than that share of its images have a duplicate. Classes that a person calls one picture had 0.30 to
+# 0.52 on digits. Real classes, beside the mean of the others (as y* stands): at least 0.70 and 0.75 on digits (the 0),
+# 0.58 and 0.67 on MNIST (the 1), 0.81 and 0.86 on CIFAR-10; a class beside another draw of itself: at least 0.78. The
 # effective rank and D's gap are shown, not judged: noise has a high rank, and D's scale is its own.
-LEAST_DISTANCE, MOST_DUPLICATES = 0.1, 0.5
+LEAST_DISTANCE, MOST_DUPLICATES = 0.5, 0.5
 
 
 def seen_images(stream, unseen, per_class):

@@ -95,14 +95,31 @@ class Measured:
         """The data set's training split, of all classes: images uint8 (M, C, H, W) and labels int64 (M,)."""
         return load_split(self.dataset, self.data_root, "train")
 
-    def statistics(self, extractor):
+    def statistics(self, extractor, split=None):
+        """The RealStatistics of a split (images, labels), by default the training split."""
         folder = Path(self.data_root) / DATASETS[find_dataset(self.dataset)[0]].folder
-        return real_statistics(*self.training_set, extractor, folder if folder.exists() else ROOT / folder)
+        return real_statistics(*(split or self.training_set), extractor, folder if folder.exists() else ROOT / folder)
 
     @cached_property
     def real(self):
         """The training split's RealStatistics by the extractor."""
         return self.statistics(self.extractor)
+
+    @cached_property
+    def has_real(self):
+        """Whether the training split is there."""
+        try:
+            return self.training_set is not None
+        except UserError:
+            return False
+
+    @cached_property
+    def held_out(self):
+        """The test split's RealStatistics by the extractor; None where there is no test split."""
+        try:
+            return self.statistics(self.extractor, load_split(self.dataset, self.data_root, "test"))
+        except UserError:
+            return None
 
     @cached_property
     def real_judged(self):

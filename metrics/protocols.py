@@ -199,16 +199,30 @@ def kid(m):
     return records
 
 
+def held_out_terms(m, real, labels, most):
+    """What held-out real images of `labels` reach in the fakes' place, at equal counts; None without enough of them."""
+    if m.held_out is None or not set(labels) <= set(m.held_out.labels.tolist()):
+        return None
+    held, _ = m.held_out.features_of(labels)
+    most = min(most, len(held))
+    return distances.prdc_terms(real, held, k=5, max_rows=most) if most > 5 else None
+
+
 @register("precision_recall_density_coverage", "Precision and density: are the images like training images; recall and "
-          "coverage: are the training images covered; higher is better.", needs=("real",),
+          "coverage: are the training images covered; higher is better. Equal counts of both; beside it (key real) "
+          "what held-out real images reach in the fakes' place.", needs=("real",),
           parts=("precision", "recall", "density", "coverage"))
 def precision_recall_density_coverage(m):
     records = []
     for label, rows, real_labels in groups(m):
         real, _ = m.real.features_of(real_labels)
-        terms = distances.prdc_terms(real, m.features[rows], k=5, max_rows=MOST)
-        about = {"n": len(terms["precision"]), "n_real": len(terms["recall"]), "warning": flaw(m, label)}
+        # coverage grows with the number of fakes and falls with that of real images: equal counts
+        most = min(MOST, len(real), len(m.features[rows]))
+        terms = distances.prdc_terms(real, m.features[rows], k=5, max_rows=most)
+        ceiling = held_out_terms(m, real, real_labels, most)
         for name, values in terms.items():
+            about = {"n": most, "n_real": most, "warning": flaw(m, label),
+                     **({"real": ceiling[name].mean().item()} if ceiling else {})}
             if name == "density":
                 records.append(mean_record(named(m, name), values, m, class_name(m, label), **about))
             else:
@@ -234,8 +248,14 @@ def ms_ssim(m):
     return records
 
 
+def of_real(m, label, most):
+    """The Vendi terms of as many real images of a class, or of all where they are fewer."""
+    return distances.vendi_terms(distances.thinned(m.real.features_of([label])[0], most))
+
+
 @register("vendi", "Effective number of different images of a class (Vendi score), and the effective rank of its "
-          "features; higher is more varied.", parts=("vendi", "effective_rank"))
+          "features; higher is more varied. Beside it that of real images (key real).",
+          parts=("vendi", "effective_rank"))
 def vendi(m):
     records = []
     for label in m.images.drawn:
@@ -243,7 +263,11 @@ def vendi(m):
         for metric, terms in (("vendi", distances.vendi_terms(features)),
                               ("effective_rank", distances.effective_rank_terms(features))):
             interval = bootstrap_means(terms, m.generator(), figure=lambda mean: mean[0].exp())
-            records.append(record(named(m, metric), terms.mean().exp(), interval, len(terms), name, flaw(m, label)))
+            real = {}
+            if metric == "vendi" and m.has_real:
+                real["real"] = of_real(m, label, len(terms)).mean().exp().item()
+            records.append(record(named(m, metric), terms.mean().exp(), interval, len(terms), name, flaw(m, label),
+                                  **real))
     return records
 
 

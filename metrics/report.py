@@ -45,6 +45,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from metrics.variety import WORDS, figure, kind, variety
 from utils import UserError, replacing
 
 NOT_PROVED = (
@@ -188,12 +189,6 @@ def latest(records):
     return list({(record["metric"], record["class"], record["group"]): record for record in found}.values())
 
 
-def figure(records, name, label):
-    """The record of the metric `name`, with or without '@features', for the class `label`; None where absent."""
-    found = [r for r in records if r["metric"].split("@")[0] == name and r["class"] == label]
-    return found[-1] if found else None
-
-
 def meant(meanings, records):
     """{sentence: names of the metrics in the records that it describes}, in the order of the records."""
     found = {}
@@ -210,13 +205,15 @@ def verdict(label, records, n_classes):
     low = recognised["low"] if recognised else None
     return {"class": label, "recognised": recognised, "activation": figure(records, "activation", label),
             "gap": figure(records, "adversarial_gap", label), "chance": chance,
+            "kind": kind(records, label), "variety": variety(records, label),
             "by_chance": low is not None and chance is not None and low <= chance}
 
 
 def headline(verdicts):
-    """The title's clause: what share of the first unseen class the evaluator recognises."""
+    """The title's clause: what share of each unseen class the evaluator recognises, and how varied it is."""
     known = [v for v in verdicts if v["recognised"]]
-    return ", ".join(f"{v['class']} recognised in {percent(v['recognised']['value'])}" for v in known)
+    return ", ".join(f"{v['class']} recognised in {percent(v['recognised']['value'])}"
+                     + (f", {WORDS[v['kind']]}" if v["kind"] else ", variety not measured") for v in known)
 
 
 def write_report(path, report):

@@ -92,8 +92,9 @@ def test_a_duplicate_is_near_in_pixels_and_in_features():
 
 
 @pytest.mark.parametrize("feature, pixel, duplicates, collapsed", [
-    (0.4, 0.4, 0.0, False), (0.17, 0.28, 0.06, False), (0.09, 0.09, 0.0, True), (0.09, 0.4, 0.0, False),
-    (0.4, 0.09, 0.0, False), (0.4, 0.4, 0.51, True), (0.4, 0.4, 0.5, False), (math.nan, 0.0, 0.0, False)])
+    (0.7, 0.75, 0.0, False), (0.58, 0.67, 0.0, False), (0.3, 0.36, 0.0, True), (0.49, 0.49, 0.0, True),
+    (0.4, 0.6, 0.0, False), (0.6, 0.4, 0.0, False), (0.8, 0.8, 0.51, True), (0.8, 0.8, 0.5, False),
+    (math.nan, 0.0, 0.0, False)])
 def test_the_rule(feature, pixel, duplicates, collapsed):
     figures = {"feature_distance": feature, "pixel_distance": pixel, "duplicates": duplicates}
     assert has_collapsed(figures) is collapsed

@@ -96,9 +96,9 @@ def test_names_are_escaped(tmp_path):
 
 def test_the_verdict_quotes_the_evaluator_with_its_interval(tmp_path):
     html = re.sub("[ \n]+", " ", page_of(tmp_path, make_report()))
-    assert "<title>toy &amp; co: horse recognised in 62.5\xa0%</title>" in html
+    assert "<title>toy &amp; co: horse recognised in 62.5\xa0%, variety not measured</title>" in html
     assert "of 1,200 images drawn for the unseen class horse are recognised by the evaluator</strong> "\
-           "(95&nbsp;% interval 61.0\xa0% to 64.0\xa0%)." in html
+           "(95&nbsp;% interval 61.0\xa0% to 64.0\xa0%), and their variety is <strong>not measured" in html
     assert "a mean probability of 93.0\xa0% and accepts 98.0\xa0% of the images" in html
     assert "not above chance" not in html
 
