@@ -13,23 +13,29 @@ from torch import nn
 from layers import Attention, BatchNorm, DBlock, GBlock, SNConv2d, SNEmbedding, SNLinear, init_weights
 from utils import UserError, load_torch
 
-# G: channels entering each up-block and after the last, from 4x4. D: channels after each block, and how
-# many of the blocks, from the first, halve the side. All in units of the width `ch`.
+# G: channels entering each up-block and after the last. D: channels after each block, and how many of the
+# blocks, from the first, halve the side. All in units of the width `ch`.
 Widths = namedtuple("Widths", "G D D_downs")
 WIDTHS = {
     16: Widths((4, 4, 4), (4, 4, 4), 2),
     32: Widths((4, 4, 4, 4), (4, 4, 4, 4), 2),
     64: Widths((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
     128: Widths((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
+    256: Widths((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16), 6),
 }
 
 
 def widths_at(resolution):
-    """The row of WIDTHS for a resolution in pixels. Raises UserError for one that has no network."""
-    if resolution not in WIDTHS:
-        raise UserError(f"there is no network for {resolution}x{resolution} images; prepare the data set at one of "
-                        + ", ".join(map(str, WIDTHS)) + " pixels.")
-    return WIDTHS[resolution]
+    """(Widths, side at the bottom of G) for a resolution in pixels that is 4 to 7 times a power of two, from 16 to 256.
+
+    A row of WIDTHS, made for a bottom of 4x4, serves as many halvings of a side that ends at 5, 6 or 7 too: up to the
+    next row. So 28 = 7 * 4 has the row of 16, and 48 = 6 * 8 that of 32. Raises UserError for another resolution.
+    """
+    row = 2 ** (resolution.bit_length() - 1)
+    if row not in WIDTHS or resolution > max(WIDTHS) or resolution % (row // 4):
+        raise UserError(f"there is no network for {resolution}x{resolution} images; prepare the data set at 4 to 7 "
+                        "times a power of two, from 16 to 256 pixels, such as 28, 32, 48, 64, 96 or 128.")
+    return WIDTHS[row], resolution // (row // 4)
 
 
 def attention_sides(names, sides):
@@ -52,8 +58,9 @@ class Generator(nn.Module):
     def __init__(self, resolution, channels, n_classes, ch=64, dim_z=120, shared_dim=128, hier=True, attention="0",
                  init="N02", BN_eps=1e-5, SN_eps=1e-8):
         super().__init__()
-        widths = [ch * w for w in widths_at(resolution).G]
-        sides = [8 * 2**i for i in range(len(widths) - 1)]
+        shape, self.bottom = widths_at(resolution)
+        widths = [ch * w for w in shape.G]
+        sides = [self.bottom * 2 ** (i + 1) for i in range(len(widths) - 1)]
         attended = attention_sides(attention, sides)
         n_chunks = len(widths) if hier else 1
         self.chunk = dim_z // n_chunks
@@ -64,7 +71,7 @@ class Generator(nn.Module):
         condition = shared_dim + self.chunk if hier else shared_dim
 
         self.shared = nn.Embedding(n_classes, shared_dim)
-        self.linear = SNLinear(self.chunk, widths[0] * 4 * 4, eps=SN_eps)
+        self.linear = SNLinear(self.chunk, widths[0] * self.bottom**2, eps=SN_eps)
         self.blocks = nn.ModuleList()
         for side, n_in, n_out in zip(sides, widths[:-1], widths[1:], strict=True):
             block = [GBlock(n_in, n_out, condition, BN_eps, SN_eps)]
@@ -78,7 +85,7 @@ class Generator(nn.Module):
     def forward(self, z, y):
         embedding = y if y.is_floating_point() else self.shared(y)  # (B, shared_dim)
         chunks = z.split(self.chunk, 1) if self.hier else (z,)
-        h = self.linear(chunks[0]).unflatten(1, (-1, 4, 4))  # (B, width, 4, 4)
+        h = self.linear(chunks[0]).unflatten(1, (-1, self.bottom, self.bottom))  # (B, width, bottom, bottom)
         h = h.contiguous(memory_format=torch.channels_last)
         for i, block in enumerate(self.blocks):
             condition = torch.cat((embedding, chunks[i + 1]), 1) if self.hier else embedding
@@ -98,13 +105,13 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution, channels, n_classes, ch=64, attention="0", init="N02", SN_eps=1e-8):
         super().__init__()
-        widths = [ch * w for w in widths_at(resolution).D]
-        n_downs = widths_at(resolution).D_downs
-        sides = [resolution // 2 ** min(i + 1, n_downs) for i in range(len(widths))]
+        shape, _ = widths_at(resolution)
+        widths = [ch * w for w in shape.D]
+        sides = [resolution // 2 ** min(i + 1, shape.D_downs) for i in range(len(widths))]
         attended = attention_sides(attention, sorted(set(sides)))
         self.blocks = nn.ModuleList()
         for i, (n_in, n_out) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
-            block = [DBlock(n_in, n_out, preactivation=i > 0, downsample=i < n_downs, SN_eps=SN_eps)]
+            block = [DBlock(n_in, n_out, preactivation=i > 0, downsample=i < shape.D_downs, SN_eps=SN_eps)]
             if sides[i] in attended:
                 block.append(Attention(n_out, SN_eps))
                 attended.discard(sides[i])  # once, after the first block of that side

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.sources import BUILT_IN, MODES, SUFFIXES, image_files, load_image, to_array
 from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
 
-RESOLUTIONS = (16, 32, 64, 128)
+RESOLUTIONS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # BigGAN.widths_at
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("name", help="cifar10, mnist, digits, or a name of your own")
     parser.add_argument("--source", help="zip file or folder to read instead of the download")
-    parser.add_argument("--resolution", type=int, help="pixels a side: 16, 32, 64 or 128")
+    parser.add_argument("--resolution", type=int, help="pixels a side: 16 to 256, 4 to 7 times a power of two")
     parser.add_argument("--channels", type=int, help="1 (grey) or 3 (colour)")
     parser.add_argument("--test_share", type=float, default=0.1,
                         help="share of each class held out where the source has no test or val split (default: 0.1)")

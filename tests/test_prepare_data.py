@@ -214,7 +214,7 @@ def test_entry_of_a_set_with_one_class_is_a_tuple():
 @pytest.mark.parametrize("arguments, words", [
     (["cifar1"], "did you mean 'cifar10'"),
     (["own", "--source", "."], "--resolution R --channels C"),
-    (["own", "--source", ".", "--resolution", "48", "--channels", "3"], "valid are 16, 32, 64, 128 pixels"),
+    (["own", "--source", ".", "--resolution", "36", "--channels", "3"], "valid are 16, 20, 24, 28, 32"),
     (["cifar10", "--source", "nowhere.zip"], "nowhere.zip does not exist"),
     (["cifar10", "--source", ".", "--resolution", "64"], "registered with 32 pixels"),
     (["digits", "--source", "."], "leave --source out"),
