@@ -157,7 +157,14 @@ def make_config(**settings):
 
 
 def read_config(values):
-    """The Config of plain values, as a checkpoint holds them. Raises UserError for an unknown key or method."""
+    """The Config of plain values, as a checkpoint holds them. Raises UserError for an unknown key or method.
+
+    Of a run made before methods had settings of their own they are flat, those of all methods among them.
+    """
+    if "own" not in values:
+        method = find_method(values["method"])
+        own = {name: values[name] for name in method.own if name in values}
+        values = {name: value for name, value in values.items() if name in FIELDS or not owners(name)} | {"own": own}
     config = Config.from_dict(values)
     return with_own(config, config.own)
 
@@ -166,10 +173,9 @@ def load_run(path):
     """utils.load_checkpoint; what a run made before methods had settings of their own does not say is added."""
     state = load_checkpoint(path)
     if "draws" not in state:
-        flat, method = state["config"], find_method(state["config"]["method"])
-        own = {name: flat[name] for name in method.own if name in flat}
-        config = read_config({name: value for name, value in flat.items() if name in FIELDS} | {"own": own})
-        state |= {"config": config.as_dict(), "draws": method.draws(config, len(state["dataset"]["classes"]))}
+        config = read_config(state["config"])
+        draws = find_method(config.method).draws(config, len(state["dataset"]["classes"]))
+        state |= {"config": config.as_dict(), "draws": draws}
     return state
 
 

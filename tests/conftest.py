@@ -1,6 +1,8 @@
 """Fixtures that several tests share; data that lies beside the repository and a browser are optional."""
 
+import importlib
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from classifiers import build
+from experiments import engine
 from utils import save_torch
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -57,3 +60,20 @@ def noise_world(tmp_path_factory):
         save_torch(root / f"{name}.pt", {"arch": arch, "num_classes": 10, "channels": 1, "resolution": 16,
                                          "mean": [0.5], "std": [0.5], "state_dict": build(arch, 10, 1).state_dict()})
     return root
+
+
+@pytest.fixture
+def fewer_processes(monkeypatch):
+    """Only the first call of each program by experiments/ is a process of its own: each spends seconds on imports."""
+    as_process, seen = engine.call, set()
+
+    def run(command, log, lock, stopped):
+        program, words = (command[1], command[1:]) if command[0] == "-m" else (Path(command[0]).stem, command)
+        if program not in seen:
+            seen.add(program)
+            return as_process(command, log, lock, stopped)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", list(map(str, words)))
+            importlib.import_module(program).main()
+        return "", 1.0
+    monkeypatch.setattr(engine, "call", run)

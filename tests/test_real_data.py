@@ -9,10 +9,10 @@ import h5py
 import torch
 
 import evaluate
-from config import Parser, add_flags, make_config
 from datasets.prepare import prepare
-from scripts.table1 import SCALES
-from train import Training, train
+from experiments.table1 import SCALES
+from methods import RunParser, make_config, start
+from train import train
 from utils import DATASETS, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +33,10 @@ def test_mnist_with_a_digit_unseen(shared_file, tmp_path, monkeypatch):
     keep_first(tmp_path / "mnist/train.h5", 10_000)
     keep_first(tmp_path / "mnist/test.h5", 1_000)
     evaluator = str(ROOT / "pretrained/mnist_evaluator.safetensors")
-    parser = Parser()
-    add_flags(parser)
-    config = make_config(**vars(parser.parse_args([
+    config = make_config(**vars(RunParser("").parse_args([
         "--dataset", "MNIST", "--new_class", "7", "--data_root", str(tmp_path), "--device", "cpu", "--C_path",
         str(ROOT / "pretrained/mnist_robust.safetensors"), *SCALES["MNIST"]["small"]["all"].split()])))
-    run = Training(config, DATASETS["MNIST"], torch.device("cpu"))
+    run = start(config, DATASETS["MNIST"], torch.device("cpu"))
     assert run.audit["images_per_class"]["7"] == 0 and run.audit["unseen_images_left_out"] > 900
     train(run, tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", str(tmp_path / "run"), "--num", "200", "--evaluator",

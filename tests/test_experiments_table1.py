@@ -1,4 +1,4 @@
-"""scripts/table1.py: a tiny table from end to end; what it does of many runs, with programs that only pretend."""
+"""Table 1: a tiny one from end to end; what the engine does of many runs, with programs that only pretend."""
 
 import json
 import os
@@ -14,16 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
-import train
 import utils
 from classifiers import load_classifier
 from classifiers.frozen import fingerprint
+from experiments import engine, table, table1
 from utils import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import table1  # noqa: E402
 
 TINY = {"num": 50, "all": "--G_ch 1 --D_ch 1 --dim_z 6 --shared_dim 8 --batch_size 8 --num_D_steps 1 --num_steps 3 "
                           "--ema_start 2 --device cpu --skip_classifier_check"}
@@ -94,9 +89,9 @@ def pretend(world, tmp_path, monkeypatch):
     folder.mkdir()
     for name in ("train", "evaluate"):
         (folder / f"{name}.py").write_text(PROGRAM)
-        monkeypatch.setattr(table1, name.upper(), str(folder / f"{name}.py"))
+        monkeypatch.setattr(engine, name.upper(), str(folder / f"{name}.py"))
     (folder / "sha").write_text(fingerprint(load_classifier(world / "evaluator.pt").model))
-    monkeypatch.setattr(table1, "draw", lambda run, label: torch.zeros(table1.SHOWN, 1, 16, 16))
+    monkeypatch.setattr(table, "draw", lambda row, run: torch.zeros(table.SHOWN, 1, 16, 16))
     return folder
 
 
@@ -106,28 +101,11 @@ def calls_in(folder):
     return [(program, Path(words[1]).name, words) for program, *words in lines]
 
 
-def table(tmp_path):
+def written(tmp_path):
     return json.loads((tmp_path / "table1_digits.json").read_text())
 
 
 # ------------------------------------------------------------------------------------------ end to end
-
-
-@pytest.fixture
-def fewer_processes(monkeypatch):
-    """Only the first training and the first measurement are processes of their own: each spends seconds on imports."""
-    as_process, seen = table1.call, set()
-
-    def run(command, log, lock, stopped):
-        program = {table1.TRAIN: train, table1.EVALUATE: evaluate}[command[0]]
-        if program not in seen:
-            seen.add(program)
-            return as_process(command, log, lock, stopped)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", list(map(str, command)))
-            program.main()
-        return "", 1.0
-    monkeypatch.setattr(table1, "call", run)
 
 
 @pytest.mark.usefixtures("fewer_processes")
@@ -137,7 +115,7 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     runs = tmp_path / "runs/digits_small"
     assert {path.name for path in runs.iterdir() if path.is_dir()} == {
         f"{name}_robust_wo_7_seed{seed}" for name in ("probegan", "naive") for seed in (0, 1)}
-    made = table(tmp_path)
+    made = written(tmp_path)
     assert [row["method"] for row in made["rows"]] == ["ProbeGAN", "NAIVE"]
     probegan, naive = (row["figures"] for row in made["rows"])
     assert probegan.keys() == table1.COLUMNS.keys() and naive.keys() == table1.COLUMNS.keys() - {"fd"}
@@ -147,7 +125,7 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     assert probegan["intra_fd"]["high"] == pytest.approx(mean + half, rel=1e-4)
     assert probegan["intra_fd"]["low"] == pytest.approx(max(mean - half, 0), rel=1e-4)
     assert all(0 <= figures[name]["low"] <= figures[name]["high"] <= 1 for figures in (probegan, naive)
-               for name, (_, _, share) in table1.COLUMNS.items() if share)
+               for name, column in table1.COLUMNS.items() if column.kind == "share")
     assert made["protocol"]["num"] == 50 and len(made["protocol"]["evaluator_sha256"]) == 64
     assert made["seconds"] > 0 and made["machine"]["cores"] == os.cpu_count()
     text = (tmp_path / "table1_digits.md").read_text()
@@ -155,9 +133,9 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     with Image.open(tmp_path / "table1_digits.png") as picture:
         assert picture.height > 2 * 64 and picture.width > 10 * 64
 
-    monkeypatch.setattr(table1, "TRAIN", "none.py")
-    monkeypatch.setattr(table1, "EVALUATE", "none.py")
-    assert call(*flags) == 0 and table(tmp_path)["rows"] == made["rows"]
+    monkeypatch.setattr(engine, "TRAIN", "none.py")
+    monkeypatch.setattr(engine, "EVALUATE", "none.py")
+    assert call(*flags) == 0 and written(tmp_path)["rows"] == made["rows"]
 
     assert call(*flags, "--num", 60) == 2
     assert "(num was 50, is 60); give another --out" in capsys.readouterr().err
@@ -172,7 +150,8 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
 def rows_of(world, tmp_path, monkeypatch, *unseen, **more):
     monkeypatch.setitem(table1.SCALES["digits"], "small", TINY)
     flags = SimpleNamespace(**{"dataset": "digits", "scale": "small", "runs": tmp_path, "data_root": world, "num": 60,
-                               "unseen": unseen, "methods": ["all"], "variants": [], "seeds": 2, **more})
+                               "unseen": unseen, "methods": ["all"], "variants": [], "seeds": 2, "processes": 1,
+                               **more})
     classifiers = {name: world / f"{name}.pt" for name in ("robust", "regular")}
     return table1.plan(flags, classifiers, world / "evaluator.pt")[0]
 
@@ -182,25 +161,26 @@ def test_each_method_is_a_row_for_each_classifier(world, tmp_path, monkeypatch):
     both = ["ProbeGAN", "NAIVE", "BigGAN-AM", "classifier synthesis", "DeepInversion", "DeGAN-like"]
     names = ["oracle, robust", "BigGAN, all classes",
              *(f"{title}, {name}" for title in both for name in ("robust", "regular"))]
-    assert [(row.unseen, row.name) for row in rows] == [(y, name) for y in "79" for name in names]
-    folders = [run.folder for row in rows for run in row.runs]
+    assert [(row.group, row.name) for row in rows] == [(y, name) for y in "79" for name in names]
+    folders = [run.path for row in rows for run in row.runs]
     assert len(set(folders)) == len(folders) == 2 * 14 * 2
-    by_name = {row.name: row.runs[1].config for row in rows if row.unseen == "7"}
+    by_name = {row.name: row.runs[1].config for row in rows if row.group == "7"}
     assert by_name["oracle, robust"]["oracle"] and by_name["oracle, robust"]["seed"] == 1
     for name in both[3:]:
         assert by_name[f"{name}, regular"]["num_images"] == 60
     assert by_name["NAIVE, regular"]["C_path"] == str(world / "regular.pt")
     # one generator of the seen classes for both classifiers
-    am = [row.runs[1] for row in rows if row.title == "BigGAN-AM" and row.unseen == "9"]
-    assert am[0].needs.folder == am[1].needs.folder == Path(am[0].config["gan"]) and not am[0].needs.unseen
-    assert am[0].needs.config["method"] == "biggan" and not am[0].needs.config["oracle"]
-    assert am[0].needs.config["new_class"] == [9] and am[0].needs.seed == 1
+    am = [row.runs[1] for row in rows if row.labels[0] == "BigGAN-AM" and row.group == "9"]
+    (gan,), (same,) = am[0].needs, am[1].needs
+    assert gan.path == same.path == Path(am[0].config["gan"]) and not gan.measurement
+    assert gan.config["method"] == "biggan" and not gan.config["oracle"]
+    assert gan.config["new_class"] == [9] and gan.config["seed"] == 1
 
 
 def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypatch):
     base, _, *rows = rows_of(world, tmp_path, monkeypatch, "9", methods=["probegan"], variants=["all"])
-    assert {row.method for row in rows} == {"variant"} and base.classifier == "robust"
-    changed = {row.title.removeprefix("ProbeGAN, "): {
+    assert {row.key for row in rows} == {""} and base.labels == ("ProbeGAN", "robust")
+    changed = {row.labels[0].removeprefix("ProbeGAN, "): {
         key: value for key, value in row.runs[0].config.items() if value != base.runs[0].config[key]} for row in rows}
     assert changed == {
         "no DiffAugment": {"diffaug": []},
@@ -209,12 +189,13 @@ def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypa
         "R1 penalty": {"penalty": "r1"}, "zero-centred penalty": {"penalty": "zero"},
         "balanced classes": {"balanced_y": True}, "diversity term": {"diversity_coeff": 1.0},
         "k = 2": {"new_class": [0, 9]}, "k = 3": {"new_class": [0, 1, 9]}}
-    assert {row.classifier for row in rows} == {"robust"} and {run.unseen for row in rows for run in row.runs} == {"9"}
+    assert {row.labels[1] for row in rows} == {"robust"} and {row.group for row in rows} == {"9"}
 
 
 def test_a_variant_that_changes_nothing_has_no_row(world, tmp_path, monkeypatch):
     monkeypatch.setitem(table1.VARIANTS, "R1 penalty", "--penalty wgan-gp")
-    assert all(row.method != "variant" for row in rows_of(world, tmp_path, monkeypatch, "7", variants=["R1 penalty"]))
+    rows = rows_of(world, tmp_path, monkeypatch, "7", variants=["R1 penalty"])
+    assert rows and not any(row.labels[0].startswith("ProbeGAN, ") for row in rows)
 
 
 # -------------------------------------------------------------------------------------- many runs at once
@@ -269,7 +250,7 @@ def test_a_signal_stops_the_run_which_is_resumed(call, pretend, tmp_path, capsys
     threading.Thread(target=stop, daemon=True).start()
     assert call("--methods", "probegan", "naive", "--seeds", 1) == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
-    assert (tmp_path / "table1_digits.md").read_text().count("| 0 of 1 |") == 2 and not table(tmp_path)["rows"][0][
+    assert (tmp_path / "table1_digits.md").read_text().count("| 0 of 1 |") == 2 and not written(tmp_path)["rows"][0][
         "runs"][0]["error"]
     (pretend / "linger").unlink()
     assert call("--methods", "probegan", "naive", "--seeds", 1) == 0
@@ -297,15 +278,15 @@ def test_a_run_that_another_process_holds_is_left_to_it(call, pretend, tmp_path,
 
 def test_the_training_holds_the_lock_too(tmp_path):
     """Were the script killed, the training that it leaves behind would still keep its folder."""
-    with table1.locked(tmp_path / "run", lambda: False) as lock:
+    with engine.locked(tmp_path / "run", lambda: False) as lock:
         command = ["-c", "import sys, time; print('on', flush=True); time.sleep(20)"]
         process = subprocess.Popen([sys.executable, *command], pass_fds=[lock.fileno()], stdout=subprocess.PIPE)
         process.stdout.readline()
-    with table1.locked(tmp_path / "run", lambda: False) as lock:
+    with engine.locked(tmp_path / "run", lambda: False) as lock:
         assert lock is None
     process.kill()
     process.wait()
-    with table1.locked(tmp_path / "run", lambda: False) as lock:
+    with engine.locked(tmp_path / "run", lambda: False) as lock:
         assert lock is not None
 
 
@@ -350,9 +331,9 @@ def test_bad_input_is_one_sentence(call, capsys, flags, options, said):
     ("C10", "make it: scripts/launch_train_cifar_classifiers.sh"),
     ("digits", "make it: python -m classifiers.train --dataset digits --arch smallcnn --robust l2")])
 def test_a_missing_classifier_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch, dataset, command):
-    monkeypatch.setattr(table1, "ROOT", tmp_path)
+    monkeypatch.setattr(engine, "ROOT", tmp_path)
     with pytest.raises(UserError, match="does not exist; make it: ") as error:
-        table1.classifier_path(dataset, "robust", "")
+        engine.classifier_path(dataset, "robust", "")
     assert command in str(error.value)
 
 
@@ -360,17 +341,20 @@ def test_a_missing_classifier_is_named_with_the_command_that_makes_it(tmp_path, 
 
 
 def test_the_order_is_checked_by_means_and_intervals():
+    experiment = table.Experiment("t", "t", "", "", table1.COLUMNS, expected=table1.EXPECTED)
+
     def entry(method, classifier, recognised, intra_fd, half=0.01):
-        row = table1.Row("7", method, method, classifier, ())
+        key = {"oracle": "oracle", "biggan": "", "variant": ""}.get(method, f"{method} {classifier}")
+        row = table.Row("7", (method, classifier), key, ())
         return row, {name: {"value": value, "low": value - half, "high": value + half} for name, value in
                      (("recognised", recognised), ("intra_fd", intra_fd))}
 
     right = [entry("oracle", "robust", 0.99, 10), entry("probegan", "robust", 0.9, 40),
              entry("naive", "robust", 0.7, 70), entry("probegan", "regular", 0.8, 90),
              entry("degan", "robust", 0.6, 99), entry("biggan", "", 0.1, 999), entry("variant", "robust", 1.0, 1)]
-    assert table1.order_sentences(*zip(*right, strict=True)) == []
+    assert table.order_sentences(experiment, *zip(*right, strict=True)) == []
     wrong = [*right[:2], entry("naive", "robust", 0.805, 70), *right[3:4], entry("degan", "robust", 0.95, 99)]
-    said = table1.order_sentences(*zip(*wrong, strict=True))
+    said = table.order_sentences(experiment, *zip(*wrong, strict=True))
     assert said == [
         "Unseen 7, recognised: probegan, robust (90.0 %) was expected before, and comes after: degan, robust (95.0 %, "
         "intervals apart).",
@@ -380,7 +364,8 @@ def test_the_order_is_checked_by_means_and_intervals():
         "%); degan, robust (95.0 %, intervals apart)."]
     lone = entry("naive", "robust", 0.6, 30)
     lone[1]["intra_fd"].update(low=None, high=None)
-    assert table1.order_sentences(*zip(right[1], lone, strict=True))[0].endswith("naive, robust (30, no interval).")
+    said = table.order_sentences(experiment, *zip(right[1], lone, strict=True))
+    assert said[0].endswith("naive, robust (30, no interval).")
 
 
 # ------------------------------------------------------------------------------------------------ submitit
@@ -389,7 +374,7 @@ def test_the_order_is_checked_by_means_and_intervals():
 def test_submitit_does_the_runs(call, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     assert call("--methods", "naive", "--seeds", 1, "--executor", "local", "--slurm_time_min", 5) == 0
-    assert table(tmp_path)["rows"][0]["runs"][0]["finished"]
+    assert written(tmp_path)["rows"][0]["runs"][0]["finished"]
 
 
 def test_without_submitit_its_install_is_advised(call, monkeypatch, capsys):

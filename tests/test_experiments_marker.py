@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datasets.prepare import prepare
+from experiments import marker
 from metrics.recognition import rate
-from scripts import marker
 from utils import DATASETS, DatasetSpec, UserError
 
 
@@ -140,6 +140,7 @@ def test_small_images_and_few_test_images_are_refused(tmp_path, monkeypatch):
         marker.main()
 
 
+@pytest.mark.usefixtures("fewer_processes")
 def test_files_exit_code_and_going_on(digits, tmp_path, monkeypatch, capsys):
     """Two G steps draw nothing: the two conditions that need the marker fail, and the exit code says so."""
     runs = tmp_path / "runs"

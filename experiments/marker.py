@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """A known answer: plant a marker, and see whether ProbeGAN says where it was (the paper, section 4.3, appendix B.1).
 
-    python scripts/marker.py --dataset digits --new_class 7      bundled digits
-    python scripts/marker.py --dataset MNIST --new_class 7 --runs runs/marker_mnist
-    python scripts/marker.py --dataset C10 --new_class horse --runs runs/marker_c10         needs a GPU
+    python -m experiments.marker --dataset digits --new_class 7      bundled digits
+    python -m experiments.marker --dataset MNIST --new_class 7 --runs runs/marker_mnist
+    python -m experiments.marker --dataset C10 --new_class horse --runs runs/marker_c10         needs a GPU
 
 The marker is a block in both top corners, red where there is colour and white where there is none, of a quarter of the
 side: 8x8 at 32x32, as in the paper. Three runs with y* unseen, which differ in who was shown the marker:
@@ -17,33 +16,36 @@ are as known; 1: one is not. Other flags of train.py hold for all three runs.
 """
 
 import dataclasses
+import functools
 import json
 import math
+import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from classifiers import load_classifier  # noqa: E402
-from classifiers.train import TrainSettings, fingerprint, hits_of, train_classifier  # noqa: E402
-from config import FIELDS, Parser, add_flags, make_config  # noqa: E402
-from datasets import load_split  # noqa: E402
-from datasets.prepare import Split, write  # noqa: E402
-from metrics.recognition import rate  # noqa: E402
-from sample import make_sampler  # noqa: E402
-from train import RESUME_FLAGS, carry_out, start  # noqa: E402
-from utils import (  # noqa: E402
+from classifiers import load_classifier
+from classifiers.train import TrainSettings, fingerprint, hits_of
+from config import Parser
+from datasets import load_split
+from datasets.prepare import Split, write
+from experiments.engine import Measurement, Product, Run, complete_here, from_root, plain_config, read_state
+from methods import load_run
+from metrics.recognition import rate
+from sampler import make_sampler
+from train import RESUME_FLAGS
+from utils import (
     DATASETS,
+    ROOT,
     UserError,
-    checkpoint_files,
     choose_device,
-    load_checkpoint,
     replacing,
     run_main,
     save_grid,
+    stop_on_signal,
     to_uint8,
     to_unit_range,
     write_json,
@@ -51,9 +53,9 @@ from utils import (  # noqa: E402
 
 # Short runs for a CPU; other data sets are trained as in the paper. MNIST's corners are always black, so that D_u alone
 # would keep them so: its weight on y* is lowered.
-QUICK = {"digits": {"G_ch": 8, "D_ch": 8, "num_steps": 250},
-         "MNIST": {"G_ch": 8, "D_ch": 8, "batch_size": 16, "num_steps": 600, "num_D_steps": 1, "G_lr": 2e-3,
-                   "D_lr": 2e-3, "G_new_coeff": 0.02, "precision": "bf16"}}
+QUICK = {"digits": "--G_ch 8 --D_ch 8 --num_steps 250",
+         "MNIST": "--G_ch 8 --D_ch 8 --batch_size 16 --num_steps 600 --num_D_steps 1 --G_lr 2e-3 --D_lr 2e-3 "
+                  "--G_new_coeff 0.02"}
 QUICK_IMAGES = 10_000
 TESTED = 2_000  # test images, at most
 # the least strength that counts: the classifier asks for as much of its marker as it needs, D_u for as little as can be
@@ -183,15 +185,6 @@ def refuse_other(path, made):
 # ------------------------------------------------------------------------------------------ the runs
 
 
-def gan(config, run):
-    """Take a run of train.py to its end, from its newest checkpoint where there is one; returns that of its end."""
-    state = load_checkpoint(run) if checkpoint_files(run) else None
-    if state is None or state["step"] < config.num_steps:
-        carry_out(start(config, DATASETS[config.dataset], choose_device(config.device), state), run)
-        state = load_checkpoint(run)
-    return state
-
-
 def keys_on_marker(frozen, images, labels, y, side):
     """What the marker means to a classifier, as shares of test images (uint8 (N, C, H, W), labels (N,))."""
     own, others = images[labels == y], images[labels != y]
@@ -211,6 +204,20 @@ def marked_rate(images, side, threshold):
     """The rate of marked ones among uint8 images (N, C, H, W), with its interval, and their median score."""
     scores = marker_scores(images, side)
     return rate((scores > threshold).sum(), len(images)) | {"score": scores.median().item()}
+
+
+def measure(run, y, num, side, threshold):
+    """Append to a Run's results.jsonl how many of about `num` fakes are marked, of y* and of the seen classes."""
+    sampler, seed = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"])), run.config["seed"]
+    with (ROOT / run.path / "results.jsonl").open("a") as file:
+        for group, labels in (("y*", [y]), ("seen", [k for k in sampler.drawn if k != y])):
+            found = marked_rate(draw_fakes(sampler, labels, num, seed), side, threshold)
+            file.write(json.dumps({"metric": "marker", "group": group, **found}) + "\n")
+
+
+def figures_of(records):
+    """{group: its rate} of the records that `measure` wrote."""
+    return {record["group"]: {key: record[key] for key in ("rate", "low", "high", "of", "score")} for record in records}
 
 
 # ---------------------------------------------------------------------------------------- the report
@@ -255,15 +262,18 @@ def report(found):
 # ------------------------------------------------------------------------------------------ the whole
 
 
-def experiment(config, runs, num, most, eps, epochs):
-    """All of it, for a Config without C_path and oracle, which each run has of its own; returns what marker.json holds.
+def experiment(words, runs, num, most, eps, epochs):
+    """All of it, for flags of train.py without --C_path and --oracle, which each run has of its own; returns what
+    marker.json holds.
 
-    num: fakes judged. most: training images used, None for all. eps, epochs: of the classifiers.
-    Raises UserError before anything is trained where the data set, or what `runs` holds, does not fit.
+    runs: the folder. num: fakes judged. most: training images used, None for all. eps, epochs: of the classifiers.
+    Raises UserError before anything is trained where the data set, or what `runs` holds, does not fit; and after, where
+    something could not be trained. Ends the process where it was stopped.
     """
-    spec, (y,) = DATASETS[config.dataset], config.new_class
+    config = plain_config(words)
+    spec, (y,), device = DATASETS[config["dataset"]], config["new_class"], choose_device(config["device"])
     side = marker_side(spec)
-    splits = {name: subset(*load_split(config.dataset, config.data_root, name), count)
+    splits = {name: subset(*load_split(config["dataset"], config["data_root"], name), count)
               for name, count in (("train", most), ("test", TESTED))}
     images, labels = splits["test"]
     if (labels == y).sum() < COLUMNS:
@@ -271,42 +281,53 @@ def experiment(config, runs, num, most, eps, epochs):
                         f"least {COLUMNS}. Prepare the data set with a larger test split.")
     without, having = marker_scores(images, side), marker_scores(plant(images, side), side)
     threshold = set_threshold(without, having)
-    of_C = TrainSettings(dataset=config.dataset, steps=3, eps=eps, epochs=epochs,
-                         arch=config.C_arch or ("resnet9" if spec.channels == 3 else "smallcnn"),
+    of_C = TrainSettings(dataset=config["dataset"], steps=3, eps=eps, epochs=epochs,
+                         arch=config["C_arch"] or ("resnet9" if spec.channels == 3 else "smallcnn"),
                          robust="l2" if spec.channels == 3 else "linf", num_attacked=200,
-                         seed=config.seed, device=config.device, precision=config.precision, out="C.pt")
-    kept = {name: value for name, value in config.as_dict().items() if name not in MAY_CHANGE}
+                         seed=config["seed"], device=config["device"], precision=config["precision"], out="C.pt")
+    kept = {name: value for name, value in config.items() if name not in MAY_CHANGE}
     kept |= {f"classifier's {name}": getattr(of_C, name) for name in ("arch", "robust", "eps", "epochs")}
-    refuse_other(runs / "settings.json", kept | {"images of SHA-256": fingerprint(*splits["train"])})
+    refuse_other(ROOT / runs / "settings.json", kept | {"images of SHA-256": fingerprint(*splits["train"])})
 
     real = plant(images[labels == y], side)
-    found = {"dataset": config.dataset, "new_class": spec.classes[y], "side": side, "num": num,
+    found = {"dataset": config["dataset"], "new_class": spec.classes[y], "side": side, "num": num,
              "detector": {"threshold": threshold, "plain real": marked_rate(images, side, threshold),
                           "marked real y*": marked_rate(real, side, threshold)},
              "classifiers": {}, "conditions": {}}
+    classifiers, cases = {}, {}
     for copy in ("plain", "marked"):
-        write_copy(runs / f"data_{copy}", spec, splits, side, y if copy == "marked" else -1)
-        path = runs / f"C_{copy}.pt"
-        print(f"classifier of {copy} images: {path}")
-        if not Path(f"{path}.json").is_file():  # the card is written last
-            train_classifier(dataclasses.replace(of_C, out=str(path), data_root=str(runs / f"data_{copy}")))
-        frozen = load_classifier(path, device=choose_device(config.device))
-        found["classifiers"][copy] = keys_on_marker(frozen, images, labels, y, side)
-
-    rows = {"real, marked": real}
+        write_copy(ROOT / runs / f"data_{copy}", spec, splits, side, y if copy == "marked" else -1)
+        of_copy = dataclasses.replace(of_C, out=str(runs / f"C_{copy}.pt"), data_root=str(runs / f"data_{copy}"))
+        classifiers[copy] = Product("marker", Path(of_copy.out), tuple(shlex.split(of_copy.command)[1:]))
+    measurement = Measurement(functools.partial(measure, y=y, num=num, side=side, threshold=threshold), figures_of,
+                              functools.partial(dict, num=num, threshold=threshold))
     for case in CONDITIONS:
-        print(f"GAN, marker {case.name}: {runs / case.name}")
-        state = gan(dataclasses.replace(config, data_root=str(runs / f"data_{case.images}"), oracle=case.oracle,
-                                        C_path=str(runs / f"C_{case.classifier}.pt")), runs / case.name)
-        sampler = make_sampler(state, choose_device(config.device))
-        rows[case.name] = draw_fakes(sampler, [y], num, config.seed)
-        others = draw_fakes(sampler, [k for k in sampler.drawn if k != y], num, config.seed)
-        rates = {"y*": marked_rate(rows[case.name], side, threshold), "seen": marked_rate(others, side, threshold)}
+        C = classifiers[case.classifier]
+        own = ("--data_root", str(runs / f"data_{case.images}"), "--C_path", str(C.path))
+        own = (*words, *own, *(["--oracle"] if case.oracle else []))
+        cases[case] = Run("marker", runs / case.name, own, plain_config(own), True, measurement, (C,))
+    with stop_on_signal() as stopped:
+        complete_here(cases.values(), time.time(), stopped)
+    if stopped():
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(128 + stopped())
+    for node in (*classifiers.values(), *cases.values()):
+        if error := read_state(node).get("error"):
+            raise UserError(f"{node.path}: {error} (its whole output is in {node.file('.log')})")
+
+    for copy, C in classifiers.items():
+        frozen = load_classifier(ROOT / C.path, device=device)
+        found["classifiers"][copy] = keys_on_marker(frozen, images, labels, y, side)
+    rows = {"real, marked": to_unit_range(real[:COLUMNS])}
+    for case, run in cases.items():
+        state, rates = load_run(ROOT / run.path), read_state(run)["measured"]["figures"]
+        first = config["seed"]
+        rows[case.name] = make_sampler(state, device).class_images(y, range(first, first + COLUMNS))
         said = answer(rates["y*"], rates["seen"])
         found["conditions"][case.name] = {**rates, "known": case.appears, "found": said, "holds": said == case.appears,
                                           "meaning": case.meaning, "audit": state["audit"]["statement"]}
-    save_grid(runs / "marker.png", torch.stack([to_unit_range(row[:COLUMNS]) for row in rows.values()]), list(rows),
-              caption=f"{config.dataset}, y* = {spec.classes[y]}")
+    save_grid(ROOT / runs / "marker.png", torch.stack(list(rows.values())), list(rows),
+              caption=f"{config['dataset']}, y* = {spec.classes[y]}")
     return found
 
 
@@ -316,7 +337,7 @@ SET_HERE = ("oracle", "C_path", "method")
 
 
 def main():
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m experiments.marker", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/marker"), help="folder to write (default: runs/marker)")
     parser.add_argument("--num", type=int, default=500, help="fakes that are judged, of y* and of the others")
     parser.add_argument("--images", type=int, help=f"training images used, at most (default: {QUICK_IMAGES} of "
@@ -324,22 +345,24 @@ def main():
     parser.add_argument("--eps", type=float, help="radius of the classifiers' adversary, L2 in colour, else Linf: a "
                         "classifier takes any marker that its adversary could not draw (default: 0.5, else 0.2)")
     parser.add_argument("--epochs", type=int, help="of the classifiers (default: 3 for MNIST, 20 for digits, else 15)")
-    add_flags(parser, names=[name for name in FIELDS if name not in SET_HERE])
-    flags = vars(parser.parse_args())
-    runs, num, most, eps, epochs = (flags.pop(name) for name in ("runs", "num", "images", "eps", "epochs"))
-    name = make_config(**flags).dataset
-    config = make_config(**{**QUICK.get(name, {}), **flags})
-    if len(config.new_class) != 1:
-        raise UserError(f"the marker is planted in one class; {len(config.new_class)} were given as --new_class.")
+    flags, words = parser.parse_known_args()
+    runs, num, most, eps, epochs = (getattr(flags, name) for name in ("runs", "num", "images", "eps", "epochs"))
+    for name in SET_HERE:
+        if f"--{name}" in words:
+            raise UserError(f"'--{name}' is not a flag of this command; each of the three runs has its own.")
+    config = plain_config(words)
+    name, channels = config["dataset"], DATASETS[config["dataset"]].channels
+    if len(config["new_class"]) != 1:
+        raise UserError(f"the marker is planted in one class; {len(config['new_class'])} were given as --new_class.")
     if num < 100:
         raise UserError(f"--num is {num}; of fewer than 100 fakes none could show that the marker does not appear.")
     if most is not None and most < 1:
         raise UserError(f"--images is {most}; it must be at least 1.")
-    found = experiment(config, runs, num, most or (QUICK_IMAGES if name in QUICK else None),
-                       eps or (0.5 if DATASETS[name].channels == 3 else 0.2),
-                       epochs or {"MNIST": 3, "digits": 20}.get(name, 15))
-    write_json(runs / "marker.json", found)
-    with replacing(runs / "marker.md") as temporary:
+    runs, words = from_root(runs), (*shlex.split(QUICK.get(name, "")), *words)
+    found = experiment(words, runs, num, most or (QUICK_IMAGES if name in QUICK else None),
+                       eps or (0.5 if channels == 3 else 0.2), epochs or {"MNIST": 3, "digits": 20}.get(name, 15))
+    write_json(ROOT / runs / "marker.json", found)
+    with replacing(ROOT / runs / "marker.md") as temporary:
         temporary.write_text(report(found))
     print(report(found))
     print(f"look at {runs / 'marker.png'}: a row of real images with the marker, then y* in each run")
