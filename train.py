@@ -20,6 +20,7 @@ from machine import tune
 from methods import RunParser, find_method, load_run, make_config, read_config, start
 from metrics.collapse import CollapseWatch
 from metrics.selection import Selection
+from metrics.teachers import Teachers
 from sample import class_grid
 from sampler import make_sampler
 from step import shares
@@ -60,6 +61,8 @@ class Keeper:
         shared = training.C, training.stream, training.spec.classes, training.task.unseen.tolist()
         self.watch = CollapseWatch(*shared, training.task.C_labels.tolist(), training.device)
         self.watched = JsonLines(run / "collapse.jsonl", training.step)
+        self.teachers = Teachers(training) if training.D else None
+        self.taught = JsonLines(run / "teachers.jsonl", training.step) if training.D else None
         self.selection = Selection(*shared, training.device, run, training.step) if training.config.select else None
 
     def judge(self, sampler, state):
@@ -68,7 +71,11 @@ class Keeper:
         self.watched.write(record)
         if self.selection:
             self.selection.consider(state, sampler, self.training.D, record)
-        return record["warnings"]
+        if not self.teachers:
+            return record["warnings"]
+        taught, warnings = self.teachers.look(sampler, record["collapsed"])
+        self.taught.write({**taught, "warnings": warnings})
+        return record["warnings"] + warnings
 
     def save(self, state):
         save_checkpoint(self.run, state, self.training.config.keep)

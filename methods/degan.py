@@ -76,4 +76,6 @@ class DeGAN(GAN):
 
 METHOD = Method("degan", "DeGAN-like", __doc__, DeGANSettings, (discriminator_loss, generator_loss), DeGAN,
                 fed=lambda config, n_classes: [0], conditional=False,
+                weights=lambda training: {"G_entropy": training.config.own.DG_entropy,
+                                          "G_balance": training.config.own.DG_balance},
                 rows=(Row("degan", "DeGAN-like", "--method degan --num_images {num}"),))

@@ -40,4 +40,5 @@ def generator_loss(G, D, C, fakes, task, config):
 
 
 METHOD = Method("naive", "NAIVE", __doc__, losses=(discriminator_loss, generator_loss), fed=unseen_classes, check=check,
-                rows=(Row("naive", "NAIVE", "--method naive"),), selects=True)
+                rows=(Row("naive", "NAIVE", "--method naive"),), selects=True,
+                weights=lambda training: {"G_class": training.task.C_coeff.item()})

@@ -86,4 +86,6 @@ def generator_loss(G, D, C, fakes, task, config):
 
 METHOD = Method("probegan", "ProbeGAN", __doc__, ProbeGANSettings, (discriminator_loss, generator_loss), check=check,
                 rows=(Row("oracle", "oracle", "--oracle", "first"), Row("probegan", "ProbeGAN", "")),
-                oracle_title="oracle", selects=True)
+                oracle_title="oracle", selects=True,
+                weights=lambda training: {"G_class": training.task.C_coeff.item(),
+                                          "G_diversity": training.config.own.diversity_coeff})

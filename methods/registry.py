@@ -56,7 +56,8 @@ class Method:
     training.Training. fed(config, n_classes): the labels that fakes are drawn for. conditional: whether a label says
     what is drawn; where not, a checkpoint holds latents or images of each class. oracle_title: its title with
     --oracle; '' refuses that. selects: whether --select can choose among its checkpoints. check(config): raises
-    UserError for settings that do not go together.
+    UserError for settings that do not go together. weights(training): {term of generator_loss: its weight in G's loss}
+    where that is not 1.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Method:
     oracle_title: str = ""
     selects: bool = False
     check: Callable = lambda config: None
+    weights: Callable = lambda training: {}
 
     @property
     def own(self):

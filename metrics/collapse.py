@@ -120,10 +120,10 @@ class CollapseWatch:
         'classes' holds, for each class drawn, feature_distance, pixel_distance and effective_rank as ratios to the
         real ones, 'duplicates' (a share), D_gap = mean D_u(real seen images) - mean D_u(fakes of the class), and
         'activation', the probed classifier's mean probability of the class; None where there is none.
-        'warnings' holds a sentence for each class that has collapsed.
+        'warnings' holds a sentence for each class that has collapsed, 'collapsed' their names.
         """
         D_real = naturalness(D, self.real_images, self.device).mean() if D else None
-        record = {"step": sampler.step, "images_per_class": PER_CLASS, "classes": {}, "warnings": []}
+        record = {"step": sampler.step, "images_per_class": PER_CLASS, "classes": {}, "collapsed": [], "warnings": []}
         for y in sampler.drawn:
             images = sampler.class_images(y, range(FIRST_SEED, FIRST_SEED + PER_CLASS))
             features, logits = classified(self.classifier, images, self.device)
@@ -135,6 +135,7 @@ class CollapseWatch:
                         "D_gap": (D_real - naturalness(D, images, self.device).mean()).item() if D else math.nan}
             record["classes"][self.classes[y]] = {name: plain(value) for name, value in figures.items()}
             if has_collapsed(figures):
+                record["collapsed"].append(self.classes[y])
                 record["warnings"].append(self.sentence(y, figures))
         return record
 

@@ -69,6 +69,13 @@ CHARTS = (
                                                  "G_hinge": "generator"}),
     ("Gradient penalty, eq. (3)", "unweighted", {"D_penalty": "discriminator"}),
     ("Size of the unconditional output", "mean square", {"D_reg": "discriminator"}),
+    ("Pull at an image of a seen class", "gradient norm", {
+        "pull_seen_G_hinge": "D_c", "pull_seen_G_wasserstein": "D_u", "pull_seen_G_class": "classifier"}),
+    ("Pull at an image of the unseen class", "gradient norm", {
+        "pull_unseen_G_wasserstein": "D_u", "pull_unseen_G_class": "classifier"}),
+    ("What D tells apart (chance is 0.5)", "share", {
+        "D_c_right": "D_c, seen", "D_u_seen": "D_u, seen", "D_u_unseen": "D_u, unseen"}),
+    ("Gap of D_u over its spread", "deviations", {"D_u_gap_seen": "seen", "D_u_gap_unseen": "unseen"}),
     ("Speed", "steps a second", {"steps_per_second": "training"}),
 )
 MOST_POINTS = 100  # of a curve; a longer one is drawn as means, in a band of the extremes

@@ -62,14 +62,15 @@ def report_of(measured, records, state, home, selection):
     """The dict that metrics.report.write_report takes. state: the checkpoint, {} for images made elsewhere."""
     unseen = [measured.classes[label] for label in measured.images.new_class]
     recognised = [record for record in records if record["metric"].startswith("recognition@")]
-    collapse = [f"Step {line['step']}: {warning}" for line in json_lines(home / "collapse.jsonl")
+    taught = json_lines(home / "teachers.jsonl")
+    warnings = [f"Step {line['step']}: {warning}" for line in [*json_lines(home / "collapse.jsonl"), *taught]
                 for warning in line["warnings"]]
     return {"run": home.name, "step": measured.images.step, "settings": state.get("config", {}),
             "audit": state.get("audit", {}), "records": records,
-            "log": json_lines(home / "log.jsonl") if state else [],
+            "log": json_lines(home / "log.jsonl") + taught if state else [],
             "samples": shown_samples(measured), "nearest": shown_neighbours(measured),
             "confusion": {record["class"]: record["confusion"] for record in recognised if record["class"] in unseen},
-            "warnings": collapse + list(dict.fromkeys(r["warning"] for r in records if r["warning"])),
+            "warnings": warnings + list(dict.fromkeys(r["warning"] for r in records if r["warning"])),
             "meanings": {name: metric.description for metric in METRICS.values()
                          for name in (metric.name, metric.fid_name, *metric.parts)},
             "selection": selection}

@@ -4,7 +4,7 @@
 # Needs: python scripts/prepare_data.py cifar10. Hardware and hours: pretrained/README.md.
 # Expected: the accuracies in the model cards, pretrained/*.json.
 source "$(dirname "$0")/classifiers.sh"
-common=(--dataset C10 --batch_size 128 --lr 0.15 --ema_decay 0.998 --precision bf16)
+common=(--dataset C10 --batch_size 128 --lr 0.15 --ema_decay 0.998)
 make cifar10_regular "${common[@]}" --arch resnet9 --epochs 16 --label_smoothing 0.1 "$@"
 make cifar10_robust "${common[@]}" --arch resnet9 --epochs 12 --robust l2 --eps 0.5 --steps 1 "$@"
 make cifar10_evaluator "${common[@]}" --arch vgg7 --role evaluator --epochs 24 --label_smoothing 0.1 --seed 1 "$@"

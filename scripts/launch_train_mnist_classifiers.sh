@@ -4,7 +4,7 @@
 # Needs: python scripts/prepare_data.py mnist. Hardware and minutes: pretrained/README.md.
 # Expected: the accuracies in the model cards, pretrained/*.json.
 source "$(dirname "$0")/classifiers.sh"
-common=(--dataset MNIST --batch_size 128 --precision bf16)
+common=(--dataset MNIST --batch_size 128)
 make mnist_regular "${common[@]}" --arch smallcnn --epochs 4 "$@"
 make mnist_robust "${common[@]}" --arch smallcnn --epochs 6 --robust l2 --eps 1.5 --steps 3 --ema_decay 0.998 "$@"
 make mnist_evaluator "${common[@]}" --arch resnet8 --role evaluator --epochs 4 --seed 1 "$@"
