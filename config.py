@@ -88,6 +88,8 @@ class Losses:
     penalty: str = setting("wgan-gp", "gradient penalty on D_u: the paper's; r1: zero-centred on reals; zero: "
                            "zero-centred between reals and fakes", ("wgan-gp", "r1", "zero"))
     gp_coeff: float = setting(10.0, "weight of the gradient penalty on D_u (eq. 3)", least=0)
+    gp_every: int = setting(1, "take the penalty at every k-th D step alone, k times as heavy; not the paper's",
+                            least=1)
     D2_reg_coeff: float = setting(1e-4, "weight of E[D_u^2] in the losses of D and G", least=0)
     drift: float = setting(1e-3, "weight of E[D_u(real)^2] in D's loss where D2_reg_coeff is 0", least=0)
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
@@ -171,6 +173,9 @@ class Config(Machine, Optimisation, Networks, Losses, Classifier, Data):
         check_settings(self)
         if self.select and self.oracle:
             raise UserError("--select chooses without images of y*, and --oracle trains on them; leave one out.")
+        if self.num_D_steps % self.gp_every:
+            raise UserError(f"--gp_every {self.gp_every} does not divide --num_D_steps {self.num_D_steps}; give a "
+                            "number that does.")
         if len(self.C_range) != 2 or self.C_range[0] == self.C_range[1]:
             raise UserError(f"--C_range is {' '.join(map(str, self.C_range))}; give the values of black and of white, "
                             "two different numbers, as --C_range 0 255.")

@@ -101,6 +101,35 @@ def diversity(x, z, rows):
     return (apart(x) / apart(z).clamp(min=1e-6) * pairs).sum() / pairs.sum().clamp(min=1.0)
 
 
+def spread_shortfall(images, y, wanted):
+    """Mean over the rows of relu(1 - s / wanted)^2, s the spread of the images of a row's class in the batch.
+
+    images (B, ...); y (B,) labels; wanted (B,) the spread that each row's class should have. The spread of a class is
+    the root of the mean over pixels of the unbiased variance. A row whose class has no other row adds nothing. Not part
+    of ProbeGAN.
+    """
+    flat = images.float().flatten(1)
+    same = (y[:, None] == y[None]).to(flat.dtype)  # (B, B)
+    n = same.sum(1, keepdim=True)
+    # distances to the class's own mean, so that no two large numbers are subtracted
+    variance = same @ (flat - same @ flat / n).square() / (n - 1).clamp(min=1)  # (B, pixels)
+    spread = (variance.mean(1) + 1e-12).sqrt()
+    return mean_over(F.relu(1 - spread / wanted).square(), (n.squeeze(1) > 1).to(flat.dtype))
+
+
+def bounded(gradient, guide, most):
+    """`gradient` (B, ...) with the L2 norm of each row at most `most` (B,) times that of the same row of `guide`."""
+    norm, allowed = (torch.linalg.vector_norm(x.float().flatten(1), dim=1) for x in (gradient, guide))
+    scale = (most * allowed / norm.clamp(min=1e-12)).clamp(max=1)
+    return gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
+
+
+def with_gradient(value, x, gradient):
+    """A scalar of the value () whose gradient on x (B, ...) is `gradient` (B, ...)."""
+    pull = (x * gradient.detach()).sum()
+    return value.detach() + pull - pull.detach()
+
+
 def tile_mix(images, n_grid):
     """Shuffle each tile of an n_grid x n_grid grid across the batch (the authors' D_tilemix).
 

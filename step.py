@@ -24,6 +24,7 @@ class Task:
     C_weights: torch.Tensor  # (classifier's n_classes,) weights in eq. (4)
     C_coeff: torch.Tensor  # (), lambda_g of eq. (1), which may move with time
     balanced: bool  # draw each class equally often in a batch
+    spreads: torch.Tensor | None = None  # (n_classes,) how far apart the images of each class are to lie
 
 
 def make_task(config, fed, C_labels, C_classes, device):
@@ -105,14 +106,18 @@ def critic_loss(D, d_u, fake, real, config):
     d_u: D_u (2B,) of fakes and reals; fake, real: images (B, C, H, W), for the gradient penalty.
     """
     d_u_fake, d_u_real = d_u.split(len(fake))
-    if config.penalty == "r1":
+    terms = {"D_wasserstein": losses.wasserstein(d_u_real, d_u_fake)}
+    if config.gp_coeff == 0:
+        x_hat = None
+    elif config.penalty == "r1":
         x_hat = real.detach().requires_grad_()
     else:
         e = processes.own(torch.rand(len(fake) * processes.size(), 1, 1, 1, device=fake.device))
         x_hat = losses.interpolate(real, fake, e).requires_grad_()
-    penalty = losses.gradient_penalty(D(x_hat)[1], x_hat, norm=1.0 if config.penalty == "wgan-gp" else 0.0)
-    terms = {"D_wasserstein": losses.wasserstein(d_u_real, d_u_fake), "D_penalty": penalty}
-    total = terms["D_wasserstein"] + config.gp_coeff * penalty
+    total = terms["D_wasserstein"]
+    if x_hat is not None:
+        terms["D_penalty"] = losses.gradient_penalty(D(x_hat)[1], x_hat, norm=float(config.penalty == "wgan-gp"))
+        total = total + config.gp_coeff * terms["D_penalty"]
     if config.D2_reg_coeff > 0:
         terms["D_reg"] = losses.output_penalty(d_u_real) + losses.output_penalty(d_u_fake)
         total = total + config.D2_reg_coeff * terms["D_reg"]

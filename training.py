@@ -206,10 +206,11 @@ class GAN(Training):
 
     def iterate(self, batches):
         """num_D_steps D steps on as many batches, and one G step. Returns detached terms; waits for nothing."""
-        config = self.config
-        for (images, labels), fakes in zip(batches, self.fakes_for_D(), strict=True):
+        config, every = self.config, self.config.gp_every
+        for k, ((images, labels), fakes) in enumerate(zip(batches, self.fakes_for_D(), strict=True), 1):
+            penalised = replace(config, gp_coeff=every * config.gp_coeff if k % every == 0 else 0.0)
             D_terms = discriminator_step(self.D_loss, self.G, self.D, self.D_optim, images, labels, fakes, self.task,
-                                         config)
+                                         penalised)
         fakes = draw_fakes(self.G, self.task, self.rows * config.num_G_accumulations, self.device)
         G_terms = generator_step(self.G_loss, self.G, self.D, self.C, self.G_optim, fakes, self.task, config)
         return D_terms | G_terms

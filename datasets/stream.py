@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from datasets.sources import read_all
-from utils import UserError
+from utils import UserError, to_unit_range
 
 
 def derived_seed(*numbers):
@@ -129,3 +129,20 @@ class ImageStream:
 
     def pinned(self, tensor):
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+def seen_images(stream, unseen, per_class):
+    """Up to `per_class` images of each seen class of an ImageStream, spread evenly over the set: {label: images}.
+
+    Images are float (n, C, H, W) in [-1, 1] on the CPU. No image with a label in `unseen` is read; the stream's
+    guard checks those that are.
+    """
+    labels = stream.source.labels[stream.indices]
+    images = {}
+    for label in sorted(set(labels.tolist()) - set(unseen)):
+        rows = stream.indices[labels == label]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(per_class, len(rows))).round().long()]
+        pixels = stream.source.read(rows)
+        stream.guard.check(pixels, torch.full((len(rows),), label))
+        images[label] = to_unit_range(pixels)
+    return images

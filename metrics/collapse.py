@@ -10,8 +10,8 @@ import math
 
 import torch
 
+from datasets.stream import seen_images
 from metrics.distances import effective_rank
-from utils import to_unit_range
 
 PER_CLASS = 32
 FIRST_SEED = 2**41  # far from the seeds of grids, of measurements and of standing statistics
@@ -25,23 +25,6 @@ NEAR = 0.1
 # 0.58 and 0.67 on MNIST (the 1), 0.81 and 0.86 on CIFAR-10; a class beside another draw of itself: at least 0.78. The
 # effective rank and D's gap are shown, not judged: noise has a high rank, and D's scale is its own.
 LEAST_DISTANCE, MOST_DUPLICATES = 0.5, 0.5
-
-
-def seen_images(stream, unseen, per_class):
-    """Up to `per_class` images of each seen class of an ImageStream, spread evenly over the set: {label: images}.
-
-    Images are float (n, C, H, W) in [-1, 1] on the CPU. No image with a label in `unseen` is read; the stream's
-    guard checks those that are.
-    """
-    labels = stream.source.labels[stream.indices]
-    images = {}
-    for label in sorted(set(labels.tolist()) - set(unseen)):
-        rows = stream.indices[labels == label]
-        rows = rows[torch.linspace(0, len(rows) - 1, min(per_class, len(rows))).round().long()]
-        pixels = stream.source.read(rows)
-        stream.guard.check(pixels, torch.full((len(rows),), label))
-        images[label] = to_unit_range(pixels)
-    return images
 
 
 @torch.no_grad()

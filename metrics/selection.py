@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from metrics.collapse import classified, naturalness, plain, seen_images
+from datasets.stream import seen_images
+from metrics.collapse import classified, naturalness, plain
 from metrics.distances import Moments, frechet_from, half_root
 from utils import JsonLines, load_torch, save_torch
 

@@ -6,7 +6,8 @@ One pass of G's own loss a save, on images of the averaged generator from fixed 
 
 import torch
 
-from metrics.collapse import PER_CLASS, plain, seen_images
+from datasets.stream import seen_images
+from metrics.collapse import PER_CLASS, plain
 from metrics.selection import standardised_gap
 from step import Fakes, frozen_weights
 

@@ -145,6 +145,19 @@ def test_wrong_settings_get_a_sentence(world, changes, words):
         make_config(**settings(world, **{"method": "probegan", **changes}))
 
 
+# ------------------------------------------------------------------------------------ ProbeGAN
+
+
+def test_the_spread_of_the_seen_classes_is_measured_and_stands_for_the_unseen_one(world):
+    run = run_of(world, "probegan", spread_coeff=1.0, C_bound=0.5, C_bound_new=2.0, num_D_steps=2, gp_every=2)
+    threes = run.stream.images[run.stream.source.labels[run.stream.indices] == 3].float() / 127.5 - 1
+    assert run.task.spreads[3].item() == pytest.approx(threes.flatten(1).var(0).mean().sqrt().item(), rel=1e-3)
+    seen = torch.cat((run.task.spreads[:7], run.task.spreads[8:]))
+    assert run.task.spreads[7].item() == pytest.approx(seen.mean().item())
+    terms = run.advance()
+    assert {"D_penalty", "G_spread", "G_class"} <= terms.keys()
+
+
 # ---------------------------------------------------------------------------------- BigGAN-AM
 
 

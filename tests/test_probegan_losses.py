@@ -123,3 +123,36 @@ def test_descending_an_objective_lowers_it(objective):
 
 
 IMAGES = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+
+def test_the_spread_that_a_class_lacks_by_hand():
+    images = tensor(1.0, 5.0, 3.0, 7.0, 2.0).view(5, 1, 1, 1).expand(5, 1, 1, 4)
+    y, root = torch.tensor([0, 1, 0, 1, 2]), math.sqrt(2)  # of (1 + 1) / (2 - 1), in both classes of two
+    wanted = tensor(2 * root, root / 2, 2 * root, root / 2, 9.0)
+    # class 0 lacks half of its spread, class 1 nothing, and class 2 has no other row
+    assert losses.spread_shortfall(images, y, wanted).item() == pytest.approx(2 * 0.25 / 4)
+
+
+def test_descending_the_lack_of_spread_moves_a_class_apart_about_its_mean():
+    images, y = torch.randn(8, 3, requires_grad=True), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    loss = losses.spread_shortfall(images, y, torch.full((8,), 9.0))
+    loss.backward()
+    assert losses.spread_shortfall(images.detach() - 10 * images.grad, y, torch.full((8,), 9.0)) < loss
+    assert torch.allclose(images.grad.unflatten(0, (2, 4)).sum(1), torch.zeros(2, 3), atol=1e-6)
+    same = torch.ones(3, 2, requires_grad=True)
+    losses.spread_shortfall(same, torch.zeros(3), torch.ones(3)).backward()
+    assert same.grad.isfinite().all()
+
+
+def test_a_bounded_gradient_keeps_its_direction_and_is_no_longer_than_its_share_of_the_guide():
+    gradient, guide = tensor(3.0, 4.0, 0.3, 0.4, 6.0, 8.0).view(3, 2), tensor(2.0, 0.0, 2.0, 0.0, 0.0, 0.0).view(3, 2)
+    found = losses.bounded(gradient, guide, tensor(0.5, 0.5, 0.5))
+    assert found.flatten().tolist() == pytest.approx([0.6, 0.8, 0.3, 0.4, 0.0, 0.0])
+    assert losses.bounded(gradient, guide, tensor(0.25, 1.0, 1.0)).norm(dim=1).tolist() == pytest.approx([0.5, 0.5, 0])
+
+
+def test_a_value_with_a_given_gradient():
+    x, gradient = tensor(1.0, 2.0).requires_grad_(), tensor(-3.0, 0.5)
+    value = losses.with_gradient(x.square().sum(), x, gradient)
+    value.backward()
+    assert value.item() == 5 and torch.equal(x.grad, gradient)

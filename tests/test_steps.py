@@ -14,6 +14,7 @@ from BigGAN import make_discriminator, make_generator
 from layers import Convolution, SNConv2d, SpectralNorm, convolution_gradients, diff_augment
 from methods import find_method, make_config
 from step import acceptance, discriminator_step, draw_fakes, draw_latents, generator_step, make_task, shares
+from utils import UserError
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
 SETTINGS = {"dataset": "digits", "new_class": (UNSEEN,), "G_ch": 2, "D_ch": 2, "dim_z": 12, "shared_dim": 8,
@@ -409,3 +410,55 @@ def test_a_step_on_cuda_waits_for_nothing_and_agrees_with_the_cpu(precision):
         theirs = getattr(on_cuda, network).state_dict()
         assert theirs.keys() == getattr(on_cpu, network).state_dict().keys()
         assert all(torch.isfinite(value).all() for value in theirs.values())
+
+
+# ----------------------------------------------------------------------- what keeps a class varied
+
+
+def gradients_on_fakes(config):
+    """{name: (B,) norms of D's and of the classifier's gradient on each fake, and of their sum}, of one G step."""
+    nets = Nets(config)
+    nets.task = dataclasses.replace(nets.task, spreads=torch.full((CLASSES,), 0.5))
+    fakes = draw_fakes(nets.G, nets.task, BATCH, nets.device)
+    x = nets.G(fakes.z, fakes.y).detach().requires_grad_()
+    total, terms = find_method("probegan").losses[1](lambda z, y: x, nets.D, nets.C, fakes, nets.task, config)
+    parts = {"all": total, "D": terms["G_hinge"] + terms["G_wasserstein"], "C": terms["G_class"]}
+    found = {name: torch.autograd.grad(part, x, retain_graph=True)[0].flatten(1) for name, part in parts.items()}
+    return found, fakes.seen.bool(), total
+
+
+def test_the_classifiers_pull_is_bounded_by_a_share_of_ds_and_the_value_of_the_loss_stays():
+    plain, seen, value = gradients_on_fakes(settings(D2_reg_coeff=0.0))
+    bound, _, same = gradients_on_fakes(settings(D2_reg_coeff=0.0, C_bound=0.01, C_bound_new=0.02))
+    assert same.item() == pytest.approx(value.item(), rel=1e-5)
+    most = torch.where(seen, 0.01, 0.02) * plain["D"].norm(dim=1)
+    assert (plain["C"].norm(dim=1) > most).all()
+    assert torch.allclose(bound["C"].norm(dim=1), most, rtol=1e-3)
+    assert torch.allclose(bound["all"], plain["D"] + bound["C"], atol=1e-6)
+    loose, _, _ = gradients_on_fakes(settings(D2_reg_coeff=0.0, C_bound=1e6, C_bound_new=1e6))
+    assert torch.allclose(loose["all"], plain["all"], atol=1e-5)
+
+
+def test_a_bounded_step_moves_g_and_leaves_d():
+    nets = Nets(settings(C_bound=0.5, C_bound_new=2.0, spread_coeff=1.0))
+    nets.task = dataclasses.replace(nets.task, spreads=torch.full((CLASSES,), 0.5))
+    before = copy.deepcopy(nets.D.state_dict())
+    weight = nets.G.linear.weight.clone()
+    terms = nets.G_step()
+    assert terms["G_spread"] > 0 and not torch.equal(nets.G.linear.weight, weight)
+    assert all(torch.equal(p, before[name]) for name, p in nets.D.named_parameters())
+
+
+def test_the_penalty_is_left_out_where_its_weight_is_zero():
+    nets = Nets(settings(gp_coeff=0.0))
+    assert "D_penalty" not in nets.D_step()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"C_bound": 0.5}, "--C_bound is 0.5 and --C_bound_new 0.0; give both, or neither"),
+    ({"gp_every": 3}, "--gp_every 3 does not divide --num_D_steps 4"),
+    ({"spread_coeff": -1.0}, "--spread_coeff is -1.0; it must not be negative"),
+])
+def test_wrong_values_get_a_sentence(changes, words):
+    with pytest.raises(UserError, match=words):
+        settings(**changes)
