@@ -82,6 +82,8 @@ DATASETS = {
         mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
+    "fer2013": DatasetSpec(
+        "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
 }
 
 
