@@ -19,6 +19,7 @@ Widths = namedtuple("Widths", "G D D_downs")
 WIDTHS = {
     16: Widths((4, 4, 4), (4, 4, 4), 2),
     32: Widths((4, 4, 4, 4), (4, 4, 4, 4), 2),
+    48: Widths((4, 4, 4, 4), (4, 4, 4, 4), 2),
     64: Widths((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
     128: Widths((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
     256: Widths((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16), 6),
@@ -121,12 +122,16 @@ class Discriminator(nn.Module):
         self.linear2 = SNLinear(widths[-1], 1, eps=SN_eps)
         init_weights(self, init)
 
-    def forward(self, x, y=None):
+    def trunk(self, x):
+        """What all heads are given: images (B, C, H, W) -> (B, width), float32."""
         h = x
         for block in self.blocks:
             for layer in block:
                 h = layer(h)
-        h = F.relu(h).float().sum((2, 3))  # (B, width)
+        return F.relu(h).float().sum((2, 3))
+
+    def forward(self, x, y=None):
+        h = self.trunk(x)  # (B, width)
         with torch.autocast(h.device.type, enabled=False):  # the heads are cheap and their scale matters
             unconditional = self.linear2(h).squeeze(1)
             if y is None:

@@ -1,7 +1,7 @@
 """Two small networks whose last linear layer is given 64 features: few enough to draw images from, one by one.
 
-The blocks are those of resnet9 and vgg7, narrower, and a hidden layer of 64 follows their pooling; 48x48 grey images and
-two CPU cores are what they were sized for.
+The blocks are those of resnet9 and vgg7, narrower, and a hidden layer of 64 follows their pooling; 48x48 grey images
+and two CPU cores are what they were sized for.
 """
 
 from torch import nn

@@ -1,0 +1,216 @@
+"""Do images drawn from feature vectors have those features? By the network they were drawn from, and by a judge.
+
+An agreement with the probed network may come from the class alone, or from noise that no eye sees. So each figure is
+also taken within classes, where a generator that knows the class alone gets 0, and by a judge, a classifier of another
+architecture and seed, that is asked about the target's image and never about the features. Images are (N, C, H, W) in
+[-1, 1]; features are standardised on the training images (features.FeatureSpace).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from feature_losses import ccc
+from metrics.distances import Moments, frechet_distance
+from metrics.intervals import bootstrap, bootstrap_means
+
+BATCH = 250
+TOP = 10
+STEPS, LOW, HIGH = 7, 0.05, 0.95  # of a walk, and the training images' quantiles that it goes between
+WALKED = 3  # principal components that are walked along
+WATCHED = 10  # principal components in which leakage is looked for
+SIDE = 12  # pixels a side that identity is looked for in
+
+
+# ------------------------------------------------------------------------------------ pure figures
+
+
+def agreement(found, asked):
+    """Mean over components of the CCC of features (N, f), in [-1, 1]."""
+    return ccc(found, asked).mean().item()
+
+
+def within(f, labels, means):
+    """Features (N, f) less the mean of their class: labels (N,), means (K, f)."""
+    return f - means[labels]
+
+
+def ranks(found, references, targets):
+    """Rank of each target among the references (M, f) by the cosine to `found` (N, f): int64 (N,), 1 is first.
+
+    targets (N,): places of the right references. Equal cosines count against it.
+    """
+    references = F.normalize(references, dim=1)
+    right = references[targets]
+    found_ranks = []
+    for part, own, target in zip(found.split(BATCH), right.split(BATCH), targets.split(BATCH), strict=True):
+        cosines = F.normalize(part, dim=1) @ references.T  # (n, M)
+        hit = (F.normalize(part, dim=1) * own).sum(1, keepdim=True)
+        others = torch.ones_like(cosines, dtype=torch.bool).scatter_(1, target[:, None], False)
+        found_ranks.append(1 + ((cosines >= hit - 1e-6) & others).sum(1))
+    return torch.cat(found_ranks)
+
+
+def blurred(images):
+    """(N, C, H, W) -> (N, d): SIDE x SIDE mean pixels, less the mean of each image: no light, no detail."""
+    small = F.adaptive_avg_pool2d(images, SIDE).flatten(1)
+    return small - small.mean(1, keepdim=True)
+
+
+def walk_figures(asked, obtained, others):
+    """What walks gave: {"correlation", "monotone", "leakage"}, a value a walk each, tensors (walks,).
+
+    asked, obtained (walks, steps): the coordinate walked along, in standard deviations; others (walks, steps, k):
+    coordinates along other components, in theirs. correlation: of asked and obtained over the steps, 0 where nothing
+    moves; monotone: 1.0 where obtained rises at every step; leakage: the mean |slope| of the others over asked.
+    """
+    a = asked - asked.mean(1, keepdim=True)
+    o = obtained - obtained.mean(1, keepdim=True)
+    norms = (a.square().sum(1) * o.square().sum(1)).sqrt()
+    correlation = torch.where(norms > 1e-9, (a * o).sum(1) / norms.clamp(min=1e-9), 0.0)
+    slopes = torch.einsum("ws,wsk->wk", a, others) / a.square().sum(1, keepdim=True)
+    return {"correlation": correlation, "monotone": (obtained.diff(dim=1) > 0).all(1).float(),
+            "leakage": slopes.abs().mean(1)}
+
+
+# ----------------------------------------------------------------------------------- the real images
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network C says of the real images that targets are taken from: f (M, f), in its space, and predicted (M,).
+
+    class_means (K, f) are of the training images.
+    """
+
+    C: object
+    space: object
+    f: torch.Tensor
+    predicted: torch.Tensor
+    class_means: torch.Tensor
+
+    @classmethod
+    def of(cls, C, bank, images):
+        """Of images (M, C, H, W) in [-1, 1], with the Bank of the training images by the same network."""
+        f, predicted = said(C, bank.space, images)
+        return cls(C, bank.space, f, predicted, bank.class_means())
+
+    def found(self, images):
+        """(features (N, f), labels (N,)) of images (N, C, H, W)."""
+        return said(self.C, self.space, images)
+
+
+@torch.no_grad()
+def said(C, space, images):
+    parts = [space.of(C, part) for part in images.split(BATCH)]
+    return torch.cat([f for f, _ in parts]), torch.cat([logits.argmax(1) for _, logits in parts])
+
+
+def record(name, by, value, interval):
+    return {"metric": name, "by": by, "value": float(value), "low": interval[0], "high": interval[1]}
+
+
+def mean_record(name, by, values, generator):
+    return record(name, by, values.float().mean(), bootstrap_means(values, generator))
+
+
+def agreement_records(found, seen, targets, by, generator):
+    """CCC, within-class CCC, cosine and rank of features `found` (N, f) against those of the target images (N,)."""
+    asked, labels = seen.f[targets], seen.predicted[targets]
+    records = []
+    for name, a, b in (("ccc", found, asked), ("ccc_within", within(found, labels, seen.class_means),
+                                              within(asked, labels, seen.class_means))):
+        interval = bootstrap(lambda rows, a=a, b=b: agreement(a[rows], b[rows]), len(a), generator)
+        records.append(record(name, by, agreement(a, b), interval))
+    place = ranks(found, seen.f, targets)
+    return [*records, mean_record("cosine", by, F.cosine_similarity(found, asked), generator),
+            mean_record("mrr", by, 1 / place, generator),
+            record("median_rank", by, place.median(), (None, None))], place
+
+
+# ------------------------------------------------------------------------------------------- whole
+
+
+@torch.no_grad()
+def in_batches(draw, *columns):
+    return torch.cat([draw(*parts) for parts in zip(*(column.split(BATCH) for column in columns), strict=True)])
+
+
+def measure_pairs(draw, images, seen, judge, num, generator, edits=True):
+    """Records of `num` images drawn for the features of other real ones: agreement, judge, identity, realness.
+
+    draw(x, f, labels): images x (B, C, H, W) in [-1, 1], features f (B, f) and the labels (B,) that the probed network
+    gives them -> images. images (M, C, H, W): real ones that neither network nor draw was trained on; seen, judge: Seen
+    by the probed network and by the judge. edits: whether x is edited, so that identity is asked for.
+    """
+    sources = torch.arange(num) % len(images)
+    targets = (sources + torch.randint(1, len(images), (num,), generator=generator)) % len(images)
+    x, f, labels = images[sources], seen.f[targets], seen.predicted[targets]
+    fakes = in_batches(draw, x, f, labels)
+    found, _ = seen.found(fakes)
+    judged, judged_labels = judge.found(fakes)
+    records, place = agreement_records(found, seen, targets, "probed", generator)
+    records += agreement_records(judged, judge, targets, "judge", generator)[0]
+    hits = (judged_labels == judge.predicted[targets]).float()
+    ceiling = (seen.predicted == judge.predicted).float().mean().item()
+    records.append(mean_record("judge_class", "judge", hits, generator))
+    records.append(record("judge_class_ceiling", "judge", ceiling, (None, None)))
+    real, fake_moments = Moments(len(judge.space)).update(judge.f), Moments(len(judge.space)).update(judged)
+    records.append(record("frechet", "judge", frechet_distance(
+        fake_moments.mean, fake_moments.covariance, real.mean, real.covariance), (None, None)))
+    if edits:
+        own_rank = pixel_ranks(fakes, images, sources)
+        records.append(mean_record("both_at_10", "probed", ((own_rank <= TOP) & (place <= TOP)).float(), generator))
+        records.append(mean_record("identity_top1", "pixels", (own_rank == 1).float(), generator))
+        own = seen.f[sources], seen.predicted[sources]
+        for name, given in (("cycle_l1", fakes), ("self_l1", x)):
+            back = in_batches(draw, given, *own)
+            records.append(mean_record(name, "pixels", (back - x).abs().mean((1, 2, 3)) / 2, generator))
+    return records, fakes
+
+
+def pixel_ranks(fakes, images, sources):
+    """Rank of each fake's source (N,) among real images (M, C, H, W) by the distance of blurred pixels: int64 (N,)."""
+    references, found = blurred(images), []
+    for part, source in zip(fakes.split(BATCH), sources.split(BATCH), strict=True):
+        apart = torch.cdist(blurred(part), references)
+        own = apart.gather(1, source[:, None])
+        found.append(1 + (apart < own).sum(1))
+    return torch.cat(found)
+
+
+def walk_targets(space, f, component, steps=STEPS):
+    """(features (n, steps, f), asked (steps,)): one principal coordinate moved from its LOW to its HIGH quantile."""
+    shares = torch.linspace(LOW, HIGH, steps).tolist()
+    asked = torch.stack([space.quantile(component, share) for share in shares])
+    return torch.stack([space.moved(f, component, value) for value in asked], 1), asked
+
+
+def readout(judge, coordinates):
+    """A linear map (f' + 1, k) from the judge's features to coordinates (M, k) of the same real images, by ridge."""
+    ones = torch.cat((judge.f, torch.ones(len(judge.f), 1)), 1).double()
+    ridge = 1e-3 * len(ones) * torch.eye(ones.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(ones.T @ ones + ridge, ones.T @ coordinates.double()).float()
+
+
+def measure_walks(draw, images, seen, judge, num, generator):
+    """Records of walks along the first principal components from `num` of the images' own features."""
+    space = seen.space
+    rows = torch.randperm(len(images), generator=generator)[:num]
+    x, f, labels = images[rows], seen.f[rows], seen.predicted[rows]
+    watched = min(WATCHED, len(space))
+    real = space.coordinates(seen.f, watched)
+    sd, mapped = real.std(0), readout(judge, real)
+    figures = {"probed": [], "judge": []}
+    for component in range(min(WALKED, len(space))):
+        targets, asked = walk_targets(space, f, component)
+        n, steps = targets.shape[:2]
+        walked = in_batches(draw, x.repeat_interleave(steps, 0), targets.flatten(0, 1), labels.repeat_interleave(steps))
+        judged = torch.cat((judge.found(walked)[0], torch.ones(len(walked), 1)), 1) @ mapped
+        for by, coordinates in (("probed", space.coordinates(seen.found(walked)[0], watched)), ("judge", judged)):
+            coordinates = (coordinates / sd).unflatten(0, (n, steps))
+            others = torch.cat((coordinates[..., :component], coordinates[..., component + 1:]), 2)
+            figures[by].append(walk_figures((asked / sd[component]).expand(n, -1), coordinates[..., component], others))
+    return [mean_record(f"walk_{name}", by, torch.cat([figure[name] for figure in found]), generator)
+            for by, found in figures.items() for name in found[0]]

@@ -1,0 +1,138 @@
+"""Drawing from features, trained in seconds on a classifier whose two features are known: brightness and slope."""
+
+import copy
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config import make_config
+from datasets import load_split
+from methods.features import FeatureSettings, FeatureTraining
+from metrics.feature_agreement import Seen, measure_pairs, measure_walks
+from utils import DATASETS, UserError, save_torch, to_unit_range
+
+CPU = torch.device("cpu")
+
+
+def two_features(num_classes, channels):
+    """A network of 16x16 images whose last linear layer is given their brightness, and how much brighter their right
+    half is than their left."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2, bias=False), nn.Linear(2, num_classes))
+    side = torch.ones(16, 16)
+    side[:, :8] = -1
+    model[1].weight.data = torch.stack((torch.ones(256), side.flatten())) / 256
+    return model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data root of smooth 'digits', each of random brightness and slope with a blob, and the classifier C.pt."""
+    root = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    (root / "digits").mkdir()
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    for split, n in (("train", 600), ("test", 200)):
+        light, slope, up, right = rng.uniform(-1, 1, (4, n, 1, 1))
+        blob = np.exp(-((y - up) ** 2 + (x - right) ** 2) * 8)
+        images = 127 + 40 * light + 40 * slope * x + 50 * blob
+        with h5py.File(root / "digits" / f"{split}.h5", "w") as file:
+            file["images"] = images.clip(0, 255).astype(np.uint8)[:, None]
+            file["labels"] = np.arange(n) % 10
+            file.attrs["classes"] = list("0123456789")
+    torch.manual_seed(0)
+    C = two_features(10, 1)
+    save_torch(root / "C.pt", {"arch": "test_features_method:two_features", "num_classes": 10, "channels": 1,
+                               "resolution": 16, "mean": [0.5], "std": [0.5], "state_dict": C.state_dict()})
+    return root
+
+
+def start(world, own=None, state=None, **settings):
+    config = make_config(**{"dataset": "digits", "oracle": True, "method": "features", "data_root": str(world),
+                            "C_path": str(world / "C.pt"), "device": "cpu", "G_ch": 4, "D_ch": 4, "batch_size": 32,
+                            "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95, **settings})
+    return FeatureTraining(config, DATASETS["digits"], CPU, state, FeatureSettings(**(own or {})))
+
+
+def figures(run, world, draw):
+    images = to_unit_range(load_split("digits", world, "test")[0])
+    seen = Seen.of(run.C, run.bank, images)
+    records, _ = measure_pairs(draw, images, seen, seen, 200, torch.Generator().manual_seed(0))
+    records += measure_walks(draw, images, seen, seen, 30, torch.Generator().manual_seed(0))
+    return {r["metric"]: r["value"] for r in records if r["by"] != "judge"}
+
+
+def drawer(run):
+    G = run.G_ema.eval()
+    return lambda x, f, labels: G(x, run.tell(f, labels))
+
+
+def test_brightness_and_slope_are_drawn_as_asked(world):
+    run = start(world)
+    for _ in range(90):
+        terms = run.advance()
+    assert all(value.isfinite() for value in terms.values())
+    found = figures(run, world, drawer(run))
+    print(found)
+    assert found["ccc"] > 0.95 and found["ccc_within"] > 0.9
+    assert found["walk_correlation"] > 0.95 and found["walk_monotone"] > 0.9 and found["walk_leakage"] < 0.15
+    assert run.warnings() == []
+    shuffled = figures(run, world, lambda x, f, labels: drawer(run)(x, f.roll(7, 0), labels))
+    assert abs(shuffled["ccc"]) < 0.15
+    copy = figures(run, world, lambda x, f, labels: x)
+    assert abs(copy["ccc"]) < 0.15 and copy["both_at_10"] < found["both_at_10"]
+
+
+def test_a_generator_that_ignores_the_features_is_warned_of(world):
+    run = start(world)
+    run.G.output_layer[2].bias.data[0] = -30  # the mask is shut: every image comes back
+    (warning,) = run.warnings()
+    assert "hardly hears" in warning
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(world):
+    whole, first = start(world), start(world)
+    for _ in range(2):
+        whole.advance(), first.advance()
+    state = copy.deepcopy(first.state())
+    whole.advance()
+    resumed = start(world, state=state)
+    resumed.advance()
+    for name, value in whole.state()["G_ema"].items():
+        assert torch.equal(value, resumed.state()["G_ema"][name]), name
+
+
+@pytest.mark.parametrize("own", [
+    {"enforce": ("head",), "adversary": "wgan-gp", "feature_loss": "ccc_sum", "way": "tiled", "own_share": 0.0},
+    {"enforce": ("head", "projection", "classifier"), "way": "flat", "feature_loss": "mse"},
+    {"mode": "draw"}, {"told": "label"}, {"told": "label", "mode": "draw", "enforce": ("classifier",)}])
+def test_every_form_trains_a_step(world, own):
+    run = start(world, own, num_D_steps=2)
+    before = {name: value.clone() for name, value in run.G.named_parameters()}
+    terms = run.advance()
+    assert all(value.isfinite() for value in terms.values())
+    heard = ("G_head" in terms, "G_features" in terms, "G_cycle" in terms)
+    settings = run.settings
+    assert heard == ("head" in settings.enforce, "classifier" in settings.enforce, settings.mode == "edit")
+    assert any(not torch.equal(value, before[name]) for name, value in run.G.named_parameters())
+
+
+def test_a_label_is_all_that_the_label_only_rival_is_told(world):
+    run = start(world, {"told": "label"})
+    f, labels = run.bank.f[:50], run.bank.predicted[:50]
+    assert torch.equal(run.tell(f, labels).argmax(1), labels) and run.tell(f, labels).sum() == 50
+    asked, told, _ = run.draw(f, labels)
+    # what is asked for is an image's features, of the label that is told
+    place = torch.cdist(asked, run.bank.f, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert torch.equal(run.bank.predicted[place], told.argmax(1))
+
+
+@pytest.mark.parametrize("own, message", [
+    ({"enforce": ("heads",)}, "--enforce 'heads' is not valid"), ({"enforce": ()}, "names nothing"),
+    ({"mode": "edits"}, "did you mean 'edit'"), ({"cycle_coeff": -1.0}, "--cycle_coeff is -1.0"),
+    ({"own_share": 0.7, "changed_share": 0.7}, "at most 1")])
+def test_bad_settings(own, message):
+    with pytest.raises(UserError, match=message):
+        FeatureSettings(**own)
