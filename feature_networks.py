@@ -100,6 +100,16 @@ class FeatureGenerator(Generator):
         return super().forward(z, self.shared(f))
 
 
+def make_drawer(kind, networks, resolution, channels):
+    """The G of a run, on the CPU. kind: what its checkpoint says in draws["features"]; networks: config.Networks."""
+    if kind["mode"] == "edit":
+        return Editor(channels, kind["told"], networks.G_ch, kind["inject"], networks.init, networks.BN_eps,
+                      networks.SN_eps)
+    return FeatureGenerator(resolution, channels, kind["told"], ch=networks.G_ch, dim_z=networks.dim_z,
+                            shared_dim=networks.shared_dim, hier=networks.hier, attention=networks.G_attn,
+                            init=networks.init, BN_eps=networks.BN_eps, SN_eps=networks.SN_eps)
+
+
 class FeatureDiscriminator(Discriminator):
     """D(x, f) -> (projection (B,), realness (B,), head (B, n_heads)), unbounded.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from datasets import open_source, read_all
 from utils import UserError, to_unit_range
 
 BATCH = 500
@@ -25,9 +26,9 @@ def require_linear(C, path):
 
 
 @torch.no_grad()
-def raw_features(C, images):
-    """(features (N, F), logits (N, K)), float32 on the CPU, of uint8 images (N, C, H, W)."""
-    found = [C.features_and_logits(to_unit_range(part.to(C.mean.device))) for part in images.split(BATCH)]
+def raw_features(C, batches):
+    """(features (N, F), logits (N, K)), float32 on the CPU, of batches of uint8 images (B, C, H, W)."""
+    found = [C.features_and_logits(to_unit_range(part.to(C.mean.device))) for part in batches]
     return tuple(torch.cat([said[k].cpu() for said in found]) for k in range(2))
 
 
@@ -123,9 +124,15 @@ class Bank:
     predicted: torch.Tensor
 
     @classmethod
-    def of(cls, C, images):
-        """The Bank of uint8 training images (N, C, H, W), on the classifier's device."""
-        raw, logits = raw_features(C, images)
+    def of(cls, C, stream):
+        """The Bank of the images of an ImageStream, as they are without augmentation, on the classifier's device."""
+        return cls.of_images(C, stream.images.split(BATCH) if stream.resident else
+                             (stream.source.read(rows) for rows in stream.indices.split(BATCH)))
+
+    @classmethod
+    def of_images(cls, C, batches):
+        """The Bank of batches of uint8 images (B, C, H, W), on the classifier's device."""
+        raw, logits = raw_features(C, batches)
         space, device = FeatureSpace.fitted(raw), C.mean.device
         return cls(space.to(device), space.standardised(raw).to(device), logits.argmax(1).to(device))
 
@@ -134,6 +141,24 @@ class Bank:
         K = int(self.predicted.max()) + 1
         sums = torch.zeros(K, len(self.space), device=self.f.device).index_add_(0, self.predicted, self.f)
         return sums / torch.bincount(self.predicted, minlength=K).clamp(min=1)[:, None]
+
+
+def kept_features(C, space, spec, data_root, labels, per_class):
+    """What a checkpoint keeps to draw from: held-out images of each label, with what the classifier says of them.
+
+    {"images": uint8 (n, C, H, W), "labels" (n,) the data set's, "predicted" (n,) the classifier's, "f": (n, f)}, at
+    most per_class of a label, chosen at random, of the test split where there is one.
+    """
+    try:
+        source = open_source(spec, data_root, "test")
+    except UserError:
+        source = open_source(spec, data_root, "train")
+    order = torch.randperm(len(source.labels), generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([order[source.labels[order] == y][:per_class] for y in labels])
+    images = read_all(source, rows)
+    raw, logits = raw_features(C, images.split(BATCH))
+    return {"images": images, "labels": source.labels[rows], "predicted": logits.argmax(1),
+            "f": space.to("cpu").standardised(raw)}
 
 
 def draw_targets(bank, own, own_share, changed_share, components=10):

@@ -72,10 +72,10 @@ class Keeper:
         if self.selection:
             self.selection.consider(state, sampler, self.training.D, record)
         if not self.teachers:
-            return record["warnings"]
+            return record["warnings"] + self.training.warnings()
         taught, warnings = self.teachers.look(sampler, record["collapsed"])
         self.taught.write({**taught, "warnings": warnings})
-        return record["warnings"] + warnings
+        return record["warnings"] + warnings + self.training.warnings()
 
     def save(self, state):
         save_checkpoint(self.run, state, self.training.config.keep)

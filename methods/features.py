@@ -14,81 +14,82 @@ import torch.nn.functional as F
 
 import feature_losses as feature
 import probegan_losses as losses
-from baselines.probe import Probe, frozen_weights
-from config import check_choices, setting
-from feature_networks import WAYS, Editor, FeatureDiscriminator, FeatureGenerator
-from features import Bank, FeatureSpace, draw_targets, require_linear
+from config import setting
+from feature_networks import WAYS, FeatureDiscriminator, make_drawer
+from features import Bank, FeatureSpace, draw_targets, kept_features, require_linear
 from layers import diff_augment
-from utils import EMA, UserError, autocast, to_unit_range
+from methods.registry import Method, Row, Settings
+from step import frozen_weights
+from training import Training, make_adam
+from utils import EMA, UserError, autocast, seeded_latents, to_unit_range
 
-IGNORED = 0.01  # change of the images, in units of the distance of real ones, below which G is said to ignore f
 ENFORCERS = ("head", "projection", "classifier")
+KEPT = 50  # held-out images a class that a checkpoint keeps, to draw from without the data
+IGNORED = 0.01  # change of the images, in units of the distance of real ones, below which G is said to ignore f
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
-    """What is the method's own. Raises UserError for a value that cannot be."""
+class FeatureSettings(Settings):
+    """What is drawn, and what makes it have the features."""
 
     mode: str = setting("edit", "edit: G(x, f) changes an image; draw: G(z, f) draws one", ("edit", "draw"))
-    enforce: tuple[str, ...] = setting(("projection", "classifier"), "what makes the images have the features, any of: "
+    enforce: tuple[str, ...] = setting(("projection", "classifier"), "what makes the images have the features, any of "
                                        "head (D regresses them from real images, a black box), projection (D sees "
-                                       "pairs of image and features, a black box), classifier (its own gradient)")
-    told: str = setting("features", "what G and D are told: the features, or the label that they stand for alone, the "
-                        "rival that every figure has to pass", ("features", "label"))
-    way: str = setting("norms", "how the features enter an editing G: by the norms of every block, or as tiled or flat "
-                       "channels beside the image", WAYS)
+                                       "pairs of image and features, a black box) and classifier (its own gradient)",
+                                       ENFORCERS, or_none=True)
+    condition: str = setting("features", "what G and D are told: the features, or their label alone, the rival that "
+                             "every figure has to pass", ("features", "label"))
+    inject: str = setting("norms", "how the condition enters an editing G: by the norms of every block, or as tiled or "
+                          "flat channels beside the image", WAYS)
     adversary: str = setting("hinge", "D's loss", ("hinge", "wgan-gp"))
     feature_loss: str = setting("ccc", "ccc: 1 - CCC, the mean over components; ccc_sum: their sum; mse: with the "
-                                "moments of the training set instead of the batch's", ("ccc", "ccc_sum", "mse"))
-    C_feature_coeff: float = setting(5.0, "weight of the feature loss by the classifier")
-    head_coeff: float = setting(1.0, "weight of the feature loss by D's head, in both steps")
-    cycle_coeff: float = setting(10.0, "weight of |x - G(G(x, f), own f)|")
-    self_coeff: float = setting(10.0, "weight of |x - G(x, own f)|")
-    own_share: float = setting(0.2, "share of the targets of G(x, f) that are the image's own")
-    changed_share: float = setting(0.2, "share of the targets that are mixtures, or moved along a principal component")
-
-    def __post_init__(self):
-        check_choices(self)
-        for name in self.enforce:
-            if name not in ENFORCERS:
-                raise UserError(f"--enforce '{name}' is not valid; give any of {', '.join(ENFORCERS)}.")
-        if not self.enforce:
-            raise UserError(f"--enforce names nothing; give any of {', '.join(ENFORCERS)}.")
-        for name in ("C_feature_coeff", "head_coeff", "cycle_coeff", "self_coeff", "own_share", "changed_share"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must not be negative.")
-        if self.own_share + self.changed_share > 1:
-            raise UserError(f"--own_share {self.own_share} and --changed_share {self.changed_share} are more than all "
-                            "targets; give shares that add up to at most 1.")
+                                "moments of the training set for the batch's", ("ccc", "ccc_sum", "mse"))
+    C_feature_coeff: float = setting(5.0, "weight of the feature loss by the classifier", least=0)
+    head_coeff: float = setting(1.0, "weight of the feature loss by D's head, in both steps", least=0)
+    cycle_coeff: float = setting(10.0, "weight of |x - G(G(x, f), own f)|", least=0)
+    self_coeff: float = setting(10.0, "weight of |x - G(x, own f)|", least=0)
+    own_share: float = setting(0.2, "share of the targets of G(x, f) that are the image's own", least=0)
+    changed_share: float = setting(0.2, "share of the targets that are mixtures, or moved along a principal component",
+                                   least=0)
 
 
-class FeatureTraining(Probe):
-    """The training; the interface of Probe. Raises UserError for a classifier without a linear last layer."""
+def check(config):
+    """Raise UserError where nothing enforces the features, or the shares of targets are more than all."""
+    own = config.own
+    if not own.enforce:
+        raise UserError(f"--enforce names nothing that makes the images have the features; give any of "
+                        f"{', '.join(ENFORCERS)}.")
+    if own.own_share + own.changed_share > 1:
+        raise UserError(f"--own_share {own.own_share} and --changed_share {own.changed_share} are more than all "
+                        "targets; give shares that add up to at most 1.")
 
-    def __init__(self, config, spec, device, state=None, settings=None):
-        super().__init__(config, spec, device)
-        self.settings = settings = settings or FeatureSettings()
+
+def seen_classes(config, n_classes):
+    """The labels of the classes that the image set has."""
+    return [y for y in range(n_classes) if config.oracle or y not in config.new_class]
+
+
+class FeatureTraining(Training):
+    """The training; the interface of Training. Raises UserError for a classifier without a linear last layer."""
+
+    def __init__(self, method, config, spec, device, state=None):
+        super().__init__(method, config, spec, device)
+        config, own = self.config, self.config.own
         require_linear(self.C, config.C_path)
-        self.bank = Bank.of(self.C, self.stream.images)
+        self.bank = Bank.of(self.C, self.stream)
+        self.kept = kept_features(self.C, self.bank.space, spec, config.data_root, self.draws["fed"], KEPT)
         self.C.fold_batch_norms(spec.resolution)
         f = len(self.bank.space)
-        n_told = f if settings.told == "features" else self.C.num_classes
-        common = {"init": config.init, "SN_eps": config.SN_eps}
-        if settings.mode == "edit":
-            self.G = Editor(spec.channels, n_told, config.G_ch, settings.way, BN_eps=config.BN_eps, **common)
-        else:
-            self.G = FeatureGenerator(spec.resolution, spec.channels, n_told, ch=config.G_ch, dim_z=config.dim_z,
-                                      shared_dim=config.shared_dim, hier=config.hier, attention=config.G_attn,
-                                      BN_eps=config.BN_eps, **common)
+        n_told = f if own.condition == "features" else self.C.num_classes
+        self.draws["features"] = {"mode": own.mode, "condition": own.condition, "inject": own.inject, "told": n_told}
+        self.G = make_drawer(self.draws["features"], config, spec.resolution, spec.channels)
         self.D = FeatureDiscriminator(spec.resolution, spec.channels, n_told, f, ch=config.D_ch,
-                                      attention=config.D_attn, **common)
+                                      attention=config.D_attn, init=config.init, SN_eps=config.SN_eps)
         for network in (self.G, self.D):
             network.to(device, memory_format=torch.channels_last)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
-        self.G_optim, self.D_optim = (
-            torch.optim.Adam(network.parameters(), lr, betas=(config.beta1, config.beta2), eps=config.adam_eps)
-            for network, lr in ((self.G, config.G_lr), (self.D, config.D_lr)))
+        self.G_optim, self.D_optim = make_adam(self.G, config.G_lr, config), make_adam(self.D, config.D_lr, config)
         if state is not None:
             self.load_state(state)
 
@@ -99,20 +100,20 @@ class FeatureTraining(Probe):
 
     def distance(self, found, asked):
         """The feature loss that the settings ask for."""
-        kind = self.settings.feature_loss
+        kind = self.config.own.feature_loss
         return feature.mse_loss(found, asked) if kind == "mse" else feature.ccc_loss(found, asked, kind == "ccc_sum")
 
     def tell(self, f, labels):
         """What G and D are told of features (B, f) with the classifier's labels (B,)."""
-        if self.settings.told == "features":
+        if self.config.own.condition == "features":
             return f
         return F.one_hot(labels, self.C.num_classes).float()
 
     def draw(self, own, own_labels):
         """Targets of a batch: (features (B, f), what is told of them, is_own (B,))."""
-        settings = self.settings
+        settings = self.config.own
         own_share = settings.own_share if settings.mode == "edit" else 0.0
-        if settings.told == "features":
+        if settings.condition == "features":
             asked, is_own = draw_targets(self.bank, own, own_share, settings.changed_share)
             return asked, asked, is_own
         # a label stands for features of images alone
@@ -124,17 +125,17 @@ class FeatureTraining(Probe):
 
     def drawn(self, x, told):
         """G's images: of x (B, C, H, W) edited, or of fresh latents."""
-        if self.settings.mode == "edit":
+        if self.config.own.mode == "edit":
             return self.G(x, told)
         return self.G(torch.randn(len(told), self.G.dim_z, device=self.device), told)
 
     def realness(self, projection, unconditional):
         """What the adversary is given of D: the projection where it enforces the features."""
-        return projection if "projection" in self.settings.enforce else unconditional
+        return projection if "projection" in self.config.own.enforce else unconditional
 
     def discriminator_loss(self, x, own, own_told):
         """(total, terms) of one D step on real images x with their own features."""
-        settings = self.settings
+        settings = self.config.own
         asked, told, _ = self.draw(own, own_told[1])
         with torch.no_grad():
             fake = diff_augment(self.drawn(x, told), self.config.diffaug)
@@ -157,7 +158,7 @@ class FeatureTraining(Probe):
 
     def generator_loss(self, x, own, own_told):
         """(total, terms) of one G step."""
-        settings = self.settings
+        settings = self.config.own
         asked, told, is_own = self.draw(own, own_told[1])
         fake = self.drawn(x, told)
         projection, unconditional, head = self.D(diff_augment(fake, self.config.diffaug), told)
@@ -205,14 +206,16 @@ class FeatureTraining(Probe):
         self.ema.update(self.step)
         return {name: term.detach() for name, term in (terms | G_terms).items()}
 
+    @torch.no_grad()
     def warnings(self):
-        """Sentences on what is wrong with what is drawn; none where nothing is."""
-        x, own, (told, _) = self.batch()
-        with torch.no_grad(), autocast(self.device, self.config.precision):
-            torch_state = torch.get_rng_state()
-            fake = self.drawn(x, told)
-            torch.set_rng_state(torch_state)  # the same latents
-            moved = feature.ignored_condition(fake, self.drawn(x, told.roll(1, 0)), (x - x.roll(1, 0)).abs().mean())
+        """What is wrong with what is drawn, as sentences. Draws no random number."""
+        x = to_unit_range(self.kept["images"][::5].to(self.device))
+        told = self.tell(self.kept["f"][::5].to(self.device), self.kept["predicted"][::5].to(self.device))
+        z = None if self.config.own.mode == "edit" else seeded_latents(range(len(x)), self.G.dim_z).to(self.device)
+        self.G_ema.eval()
+        fake, other = (self.G_ema(x if z is None else z, part) for part in (told, told.roll(len(x) // 2, 0)))
+        self.G_ema.train()
+        moved = feature.ignored_condition(fake, other, (x - x.roll(len(x) // 2, 0)).abs().mean())
         if moved >= IGNORED:
             return []
         return [f"G hardly hears what it is asked for: other features change its images by {moved:.1%} of what lies "
@@ -222,7 +225,7 @@ class FeatureTraining(Probe):
         return super().state() | {
             "G": self.G.state_dict(), "D": self.D.state_dict(), "G_ema": self.G_ema.state_dict(),
             "G_optim": self.G_optim.state_dict(), "D_optim": self.D_optim.state_dict(),
-            "data": self.stream.state_dict(), "space": self.bank.space.state()}
+            "data": self.stream.state_dict(), "space": self.bank.space.state(), "kept": self.kept}
 
     def load_state(self, state):
         super().load_state(state)
@@ -230,3 +233,8 @@ class FeatureTraining(Probe):
             getattr(self, name).load_state_dict(state[name])
         self.stream.load_state_dict(state["data"])
         self.bank = Bank(FeatureSpace.of_state(state["space"]).to(self.device), self.bank.f, self.bank.predicted)
+        self.kept = state["kept"]
+
+
+METHOD = Method("features", "features", __doc__, FeatureSettings, training=FeatureTraining, fed=seen_classes,
+                check=check, rows=(Row("features", "features", "--method features --oracle"),), oracle_title="features")

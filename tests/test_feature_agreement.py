@@ -34,7 +34,7 @@ def world():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (400, 1, 8, 8), dtype=torch.uint8, generator=generator)
     images = to_unit_range(pixels)
-    return images, *(Seen.of(C, Bank.of(C, pixels), images) for C in (linear_C(0), linear_C(1)))
+    return images, *(Seen.of(C, Bank.of_images(C, [pixels]), images) for C in (linear_C(0), linear_C(1)))
 
 
 def figures(records):

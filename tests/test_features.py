@@ -82,11 +82,11 @@ def test_a_space_comes_back_from_its_state():
 def test_features_of_images_and_their_gradient():
     C = brightness()
     images = torch.randint(0, 256, (600, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    raw, logits = raw_features(C, images)
+    raw, logits = raw_features(C, images.split(100))
     halves = [images[7, ..., :2].float().mean().item() / 255, images[7, ..., 2:].float().mean().item() / 255]
     assert raw[7].tolist() == pytest.approx(halves)
     assert logits.shape == (600, 2)
-    bank = Bank.of(C, images)
+    bank = Bank.of_images(C, images.split(100))
     x = images[:3].float().div(127.5).sub(1).requires_grad_()
     f, _ = bank.space.of(C, x)
     assert torch.allclose(f, bank.f[:3], atol=1e-4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from config import make_config
 from datasets import load_split
-from methods.features import FeatureSettings, FeatureTraining
+from methods import make_config
+from methods import start as start_run
 from metrics.feature_agreement import Seen, measure_pairs, measure_walks
 from utils import DATASETS, UserError, save_torch, to_unit_range
 
@@ -49,11 +49,12 @@ def world(tmp_path_factory):
     return root
 
 
-def start(world, own=None, state=None, **settings):
+def start(world, state=None, **settings):
     config = make_config(**{"dataset": "digits", "oracle": True, "method": "features", "data_root": str(world),
-                            "C_path": str(world / "C.pt"), "device": "cpu", "G_ch": 4, "D_ch": 4, "batch_size": 32,
-                            "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95, **settings})
-    return FeatureTraining(config, DATASETS["digits"], CPU, state, FeatureSettings(**(own or {})))
+                            "C_path": str(world / "C.pt"), "device": "cpu", "precision": "fp32", "G_ch": 4, "D_ch": 4,
+                            "batch_size": 32, "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95,
+                            **settings})
+    return start_run(config, DATASETS["digits"], CPU, state)
 
 
 def figures(run, world, draw):
@@ -87,7 +88,7 @@ def test_brightness_and_slope_are_drawn_as_asked(world):
 
 def test_a_generator_that_ignores_the_features_is_warned_of(world):
     run = start(world)
-    run.G.output_layer[2].bias.data[0] = -30  # the mask is shut: every image comes back
+    run.G_ema.output_layer[2].bias.data[0] = -30  # the mask is shut: every image comes back
     (warning,) = run.warnings()
     assert "hardly hears" in warning
 
@@ -105,22 +106,22 @@ def test_a_resumed_run_is_an_uninterrupted_one(world):
 
 
 @pytest.mark.parametrize("own", [
-    {"enforce": ("head",), "adversary": "wgan-gp", "feature_loss": "ccc_sum", "way": "tiled", "own_share": 0.0},
-    {"enforce": ("head", "projection", "classifier"), "way": "flat", "feature_loss": "mse"},
-    {"mode": "draw"}, {"told": "label"}, {"told": "label", "mode": "draw", "enforce": ("classifier",)}])
+    {"enforce": ("head",), "adversary": "wgan-gp", "feature_loss": "ccc_sum", "inject": "tiled", "own_share": 0.0},
+    {"enforce": ("head", "projection", "classifier"), "inject": "flat", "feature_loss": "mse"},
+    {"mode": "draw"}, {"condition": "label"}, {"condition": "label", "mode": "draw", "enforce": ("classifier",)}])
 def test_every_form_trains_a_step(world, own):
-    run = start(world, own, num_D_steps=2)
+    run = start(world, num_D_steps=2, **own)
     before = {name: value.clone() for name, value in run.G.named_parameters()}
     terms = run.advance()
     assert all(value.isfinite() for value in terms.values())
     heard = ("G_head" in terms, "G_features" in terms, "G_cycle" in terms)
-    settings = run.settings
+    settings = run.config.own
     assert heard == ("head" in settings.enforce, "classifier" in settings.enforce, settings.mode == "edit")
     assert any(not torch.equal(value, before[name]) for name, value in run.G.named_parameters())
 
 
 def test_a_label_is_all_that_the_label_only_rival_is_told(world):
-    run = start(world, {"told": "label"})
+    run = start(world, condition="label")
     f, labels = run.bank.f[:50], run.bank.predicted[:50]
     assert torch.equal(run.tell(f, labels).argmax(1), labels) and run.tell(f, labels).sum() == 50
     asked, told, _ = run.draw(f, labels)
@@ -135,4 +136,4 @@ def test_a_label_is_all_that_the_label_only_rival_is_told(world):
     ({"own_share": 0.7, "changed_share": 0.7}, "at most 1")])
 def test_bad_settings(own, message):
     with pytest.raises(UserError, match=message):
-        FeatureSettings(**own)
+        make_config(dataset="digits", oracle=True, method="features", **own)
