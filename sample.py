@@ -159,8 +159,8 @@ def main():
     parser.add_argument("--columns", type=int, default=10, help="images in a row, or rows of features (default: 10)")
     parser.add_argument("--num", type=int, default=1000, help="images a class in the npz (default: 1000)")
     parser.add_argument("--faces", type=Path, help="folder of images to give other features (default: kept ones)")
-    parser.add_argument("--components", type=int, nargs="+", default=[0, 1, 2],
-                        help="principal components to walk along, from 0 (default: 0 1 2)")
+    parser.add_argument("--components", type=int, nargs="+",
+                        help="principal components to walk along, from 0 (default: the first three)")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.05, 0.5, 0.95],
                         help="of the training images, where a walk stops (default: 0.05 0.5 0.95)")
     parser.add_argument("--truncation", type=float, help="bound of the latent's entries (default: none)")
@@ -212,7 +212,8 @@ def main():
     elif mode == "features":
         faces = kept_faces(sampler, columns, seed) if flags["faces"] is None else \
             given_faces(flags["faces"], sampler, state, sampler.device)
-        save_feature_rows(out, sampler, faces, flags["components"], flags["quantiles"], seed)
+        components = flags["components"] or range(min(3, len(sampler.space)))
+        save_feature_rows(out, sampler, faces, components, flags["quantiles"], seed)
     else:
         save_npz(out, sampler, labels or sampler.drawn, flags["num"], seed)
     print(out)

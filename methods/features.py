@@ -237,4 +237,5 @@ class FeatureTraining(Training):
 
 
 METHOD = Method("features", "features", __doc__, FeatureSettings, training=FeatureTraining, fed=seen_classes,
-                check=check, rows=(Row("features", "features", "--method features --oracle"),), oracle_title="features")
+                check=check, rows=(Row("features", "features", "--method features"),), oracle_title="features",
+                whole=True)

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from datasets import load_split
 from feature_losses import ccc
-from metrics.distances import Moments, frechet_distance
+from features import Bank, raw_features
+from metrics.distances import Moments, frechet_distance, thinned
 from metrics.intervals import bootstrap, bootstrap_means
+from metrics.protocols import record
+from metrics.registry import register
+from utils import UserError, to_unit_range
 
 BATCH = 250
+PAIRS, WALKS = 2000, 100  # fakes, and images walked from, at most
+KNOWN = 5000  # training images that class means are taken of, at most
 TOP = 10
 STEPS, LOW, HIGH = 7, 0.05, 0.95  # of a walk, and the training images' quantiles that it goes between
 WALKED = 3  # principal components that are walked along
@@ -81,9 +88,10 @@ def walk_figures(asked, obtained, others):
 class Seen:
     """What a network C says of the real images that targets are taken from: f (M, f), in its space, and predicted (M,).
 
-    class_means (K, f) are of the training images.
+    name: of the network in figures. class_means (K, f) are of the training images.
     """
 
+    name: str
     C: object
     space: object
     f: torch.Tensor
@@ -91,10 +99,10 @@ class Seen:
     class_means: torch.Tensor
 
     @classmethod
-    def of(cls, C, bank, images):
+    def of(cls, name, C, bank, images):
         """Of images (M, C, H, W) in [-1, 1], with the Bank of the training images by the same network."""
         f, predicted = said(C, bank.space, images)
-        return cls(C, bank.space, f, predicted, bank.class_means())
+        return cls(name, C, bank.space, f, predicted, bank.class_means())
 
     def found(self, images):
         """(features (N, f), labels (N,)) of images (N, C, H, W)."""
@@ -107,26 +115,23 @@ def said(C, space, images):
     return torch.cat([f for f, _ in parts]), torch.cat([logits.argmax(1) for _, logits in parts])
 
 
-def record(name, by, value, interval):
-    return {"metric": name, "by": by, "value": float(value), "low": interval[0], "high": interval[1]}
-
-
-def mean_record(name, by, values, generator):
-    return record(name, by, values.float().mean(), bootstrap_means(values, generator))
+def mean_record(name, values, generator):
+    return record(name, values.float().mean(), bootstrap_means(values, generator), len(values))
 
 
 def agreement_records(found, seen, targets, by, generator):
-    """CCC, within-class CCC, cosine and rank of features `found` (N, f) against those of the target images (N,)."""
+    """(records of CCC, within-class CCC, cosine and rank, ranks (N,)) of features `found` (N, f) against those of the
+    target images (N,), by the network of this name."""
     asked, labels = seen.f[targets], seen.predicted[targets]
     records = []
-    for name, a, b in (("ccc", found, asked), ("ccc_within", within(found, labels, seen.class_means),
+    for name, a, b in (("feature_ccc", found, asked), ("feature_ccc_within", within(found, labels, seen.class_means),
                                               within(asked, labels, seen.class_means))):
         interval = bootstrap(lambda rows, a=a, b=b: agreement(a[rows], b[rows]), len(a), generator)
-        records.append(record(name, by, agreement(a, b), interval))
+        records.append(record(f"{name}@{by}", agreement(a, b), interval, len(a)))
     place = ranks(found, seen.f, targets)
-    return [*records, mean_record("cosine", by, F.cosine_similarity(found, asked), generator),
-            mean_record("mrr", by, 1 / place, generator),
-            record("median_rank", by, place.median(), (None, None))], place
+    return [*records, mean_record(f"feature_cosine@{by}", F.cosine_similarity(found, asked), generator),
+            mean_record(f"feature_mrr@{by}", 1 / place, generator),
+            record(f"feature_median_rank@{by}", place.float().median().item(), None, len(place))], place
 
 
 # ------------------------------------------------------------------------------------------- whole
@@ -151,22 +156,21 @@ def measure_pairs(draw, images, seen, judge, num, generator, edits=True):
     found, _ = seen.found(fakes)
     judged, judged_labels = judge.found(fakes)
     records, place = agreement_records(found, seen, targets, "probed", generator)
-    records += agreement_records(judged, judge, targets, "judge", generator)[0]
+    records += agreement_records(judged, judge, targets, judge.name, generator)[0]
     hits = (judged_labels == judge.predicted[targets]).float()
     ceiling = (seen.predicted == judge.predicted).float().mean().item()
-    records.append(mean_record("judge_class", "judge", hits, generator))
-    records.append(record("judge_class_ceiling", "judge", ceiling, (None, None)))
-    real, fake_moments = Moments(len(judge.space)).update(judge.f), Moments(len(judge.space)).update(judged)
-    records.append(record("frechet", "judge", frechet_distance(
-        fake_moments.mean, fake_moments.covariance, real.mean, real.covariance), (None, None)))
+    records.append(mean_record(f"feature_class@{judge.name}", hits, generator) | {"real": ceiling})
+    real, drawn = (Moments(len(judge.space)).update(part) for part in (judge.f, judged))
+    distance = frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
+    records.append(record(f"feature_fd@{judge.name}", distance, None, num))
     if edits:
         own_rank = pixel_ranks(fakes, images, sources)
-        records.append(mean_record("both_at_10", "probed", ((own_rank <= TOP) & (place <= TOP)).float(), generator))
-        records.append(mean_record("identity_top1", "pixels", (own_rank == 1).float(), generator))
+        records.append(mean_record("feature_both_at_10", ((own_rank <= TOP) & (place <= TOP)).float(), generator))
+        records.append(mean_record("feature_identity_top1", (own_rank == 1).float(), generator))
         own = seen.f[sources], seen.predicted[sources]
-        for name, given in (("cycle_l1", fakes), ("self_l1", x)):
+        for name, given in (("feature_cycle_l1", fakes), ("feature_self_l1", x)):
             back = in_batches(draw, given, *own)
-            records.append(mean_record(name, "pixels", (back - x).abs().mean((1, 2, 3)) / 2, generator))
+            records.append(mean_record(name, (back - x).abs().mean((1, 2, 3)) / 2, generator))
     return records, fakes
 
 
@@ -202,15 +206,65 @@ def measure_walks(draw, images, seen, judge, num, generator):
     watched = min(WATCHED, len(space))
     real = space.coordinates(seen.f, watched)
     sd, mapped = real.std(0), readout(judge, real)
-    figures = {"probed": [], "judge": []}
+    figures = {"probed": [], judge.name: []}
     for component in range(min(WALKED, len(space))):
         targets, asked = walk_targets(space, f, component)
         n, steps = targets.shape[:2]
         walked = in_batches(draw, x.repeat_interleave(steps, 0), targets.flatten(0, 1), labels.repeat_interleave(steps))
         judged = torch.cat((judge.found(walked)[0], torch.ones(len(walked), 1)), 1) @ mapped
-        for by, coordinates in (("probed", space.coordinates(seen.found(walked)[0], watched)), ("judge", judged)):
+        for by, coordinates in (("probed", space.coordinates(seen.found(walked)[0], watched)), (judge.name, judged)):
             coordinates = (coordinates / sd).unflatten(0, (n, steps))
             others = torch.cat((coordinates[..., :component], coordinates[..., component + 1:]), 2)
             figures[by].append(walk_figures((asked / sd[component]).expand(n, -1), coordinates[..., component], others))
-    return [mean_record(f"walk_{name}", by, torch.cat([figure[name] for figure in found]), generator)
+    return [mean_record(f"walk_{name}@{by}", torch.cat([figure[name] for figure in found]), generator)
             for by, found in figures.items() for name in found[0]]
+
+
+# ------------------------------------------------------------------------------------- the protocols
+
+
+def both_seen(m):
+    """(test images (M, C, H, W), Seen by the probed network, Seen by the judge, drawer) of a Measured.
+
+    Raises UserError where the images were not drawn from features, or where the two number their classes otherwise.
+    """
+    sampler = getattr(m.images, "sampler", None)
+    if sampler is None or "features" not in sampler.draws:
+        raise UserError("these images were not drawn from features, so that no agreement with any can be measured; "
+                        "give a run of --method features, or other --metrics.")
+    judge = m.judge.classifier
+    if tuple(m.probed_labels) != tuple(range(judge.num_classes)):
+        raise UserError("the probed classifier and the evaluator number their classes otherwise; give an evaluator of "
+                        "the same classes in the same order.")
+    images = to_unit_range(load_split(m.dataset, m.data_root, "test")[0])
+    known = thinned(m.training_set[0], KNOWN)
+    raw, logits = raw_features(m.probed, known.split(BATCH))
+    probed_bank = Bank(sampler.space, sampler.space.standardised(raw), logits.argmax(1))
+    seen = Seen.of("probed", m.probed, probed_bank, images)
+    judge_seen = Seen.of(m.judge.name, judge, Bank.of_images(judge, known.split(BATCH)), images)
+
+    def draw(x, f, labels):
+        return sampler.draw(x, f, labels, range(len(f)))
+
+    return images, seen, judge_seen, draw
+
+
+@register("feature_agreement", "How far images drawn for the features of other test images have them, by the probed "
+          "classifier and by the evaluator: CCC (1 is the best), within classes too, cosine, rank of the target's "
+          "image (mrr), the class, and what is kept of the image that was edited.", needs=("probed", "features"),
+          parts=("feature_ccc", "feature_ccc_within", "feature_cosine", "feature_mrr", "feature_median_rank",
+                 "feature_class", "feature_fd", "feature_both_at_10", "feature_identity_top1", "feature_cycle_l1",
+                 "feature_self_l1"))
+def feature_agreement(m):
+    images, seen, judge, draw = both_seen(m)
+    edits = m.images.sampler.kind["mode"] == "edit"
+    num = min(PAIRS, m.num * len(m.images.drawn))
+    return measure_pairs(draw, images, seen, judge, num, m.generator(), edits)[0]
+
+
+@register("feature_walks", "Of walks along principal components of the features: correlation of asked and obtained, "
+          "share that rises at each step, and leakage into other components (0 is the best).",
+          needs=("probed", "features"), parts=("walk_correlation", "walk_monotone", "walk_leakage"))
+def feature_walks(m):
+    images, seen, judge, draw = both_seen(m)
+    return measure_walks(draw, images, seen, judge, min(WALKS, m.num), m.generator())

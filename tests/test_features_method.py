@@ -1,18 +1,26 @@
 """Drawing from features, trained in seconds on a classifier whose two features are known: brightness and slope."""
 
 import copy
+import json
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import evaluate
+import sample
+import train
+from classifiers import build
 from datasets import load_split
 from methods import make_config
 from methods import start as start_run
 from metrics.feature_agreement import Seen, measure_pairs, measure_walks
-from utils import DATASETS, UserError, save_torch, to_unit_range
+from sampler import make_sampler
+from utils import DATASETS, UserError, load_checkpoint, save_torch, to_unit_range
 
 CPU = torch.device("cpu")
 
@@ -50,7 +58,7 @@ def world(tmp_path_factory):
 
 
 def start(world, state=None, **settings):
-    config = make_config(**{"dataset": "digits", "oracle": True, "method": "features", "data_root": str(world),
+    config = make_config(**{"dataset": "digits", "method": "features", "data_root": str(world),
                             "C_path": str(world / "C.pt"), "device": "cpu", "precision": "fp32", "G_ch": 4, "D_ch": 4,
                             "batch_size": 32, "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95,
                             **settings})
@@ -59,10 +67,10 @@ def start(world, state=None, **settings):
 
 def figures(run, world, draw):
     images = to_unit_range(load_split("digits", world, "test")[0])
-    seen = Seen.of(run.C, run.bank, images)
+    seen = Seen.of("probed", run.C, run.bank, images)
     records, _ = measure_pairs(draw, images, seen, seen, 200, torch.Generator().manual_seed(0))
     records += measure_walks(draw, images, seen, seen, 30, torch.Generator().manual_seed(0))
-    return {r["metric"]: r["value"] for r in records if r["by"] != "judge"}
+    return {r["metric"].removeprefix("feature_").removesuffix("@probed"): r["value"] for r in records}
 
 
 def drawer(run):
@@ -136,4 +144,92 @@ def test_a_label_is_all_that_the_label_only_rival_is_told(world):
     ({"own_share": 0.7, "changed_share": 0.7}, "at most 1")])
 def test_bad_settings(own, message):
     with pytest.raises(UserError, match=message):
-        make_config(dataset="digits", oracle=True, method="features", **own)
+        make_config(dataset="digits", method="features", **own)
+
+
+def call(monkeypatch, program, *flags):
+    monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *map(str, flags)])
+    program.main()
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    """A run folder of the command line, after few steps, judged by a network of another seed."""
+    torch.manual_seed(1)
+    judge = build("smallcnn", 10, 1)
+    save_torch(world / "E.pt", {"arch": "smallcnn", "num_classes": 10, "channels": 1, "resolution": 16, "mean": [0.5],
+                                "std": [0.5], "state_dict": judge.state_dict()})
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("run")
+        call(patch, train, "--dataset", "digits", "--method", "features", "--data_root", world, "--C_path",
+             world / "C.pt", "--evaluator", world / "E.pt", "--skip_classifier_check", "--device", "cpu", "--precision",
+             "fp32", "--G_ch", 4, "--D_ch", 4, "--batch_size", 32, "--num_D_steps", 1, "--num_steps", 3,
+             "--run", folder)
+    return folder
+
+
+def test_a_checkpoint_draws_without_data_or_classifier(run):
+    state = load_checkpoint(run)
+    assert state["draws"]["features"] == {"mode": "edit", "condition": "features", "inject": "norms", "told": 2}
+    sampler = make_sampler(state, CPU, batch_size=7)
+    images = sampler.class_images(3, range(20))
+    assert images.shape == (20, 1, 16, 16)
+    assert torch.allclose(images[5:6], sampler.class_images(3, [5]), atol=1e-5)  # of its seed alone
+    assert (images[0] - images[1]).abs().max() > 0
+
+
+def test_sample_draws_features(run, world, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, sample, "--checkpoint", run, "--mode", "features", "--columns", 3, "--components", 0, 1,
+         "--quantiles", 0.1, 0.9, "--device", "cpu", "--out", tmp_path / "kept.png")
+    kept = Image.open(tmp_path / "kept.png")
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for name, size in (("a.png", (16, 16)), ("b.png", (40, 30))):
+        Image.fromarray(np.full(size, 90, np.uint8)).save(faces / name)
+    call(monkeypatch, sample, "--checkpoint", run, "--mode", "features", "--faces", faces, "--device", "cpu", "--out",
+         tmp_path / "given.png")
+    assert capsys.readouterr().out.count("faces of 30x40 pixels are cropped to a square and resized to 16x16") == 1
+    assert kept.width > 14 * 64 and Image.open(tmp_path / "given.png").width > 18 * 64
+    for flags, message in ((["--components", 2], "principal component 2 does not exist.* 0 to 1"),
+                           (["--quantiles", 90], "quantile 90.0 is no share"),
+                           (["--faces", world], "holds no image")):
+        with pytest.raises(UserError, match=message):
+            call(monkeypatch, sample, "--checkpoint", run, "--mode", "features", "--device", "cpu", *flags)
+    with pytest.raises(UserError, match="--mode z does not fit.* --mode features"):
+        call(monkeypatch, sample, "--checkpoint", run, "--mode", "z", "--device", "cpu")
+
+
+def test_evaluate_measures_agreement_and_walks(run, world, monkeypatch):
+    call(monkeypatch, evaluate, "--run", run, "--data_root", world, "--num", 50, "--device", "cpu", "--metrics",
+         "feature_agreement", "feature_walks", "recognition")
+    records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    found = {record["metric"]: record for record in records}
+    assert {"feature_ccc@probed", "feature_ccc@digits_evaluator", "walk_leakage@probed"} <= found.keys()
+    assert found["feature_mrr@probed"]["n"] == 500 and "real" in found["feature_class@digits_evaluator"]
+
+
+def test_features_are_measured_of_runs_that_draw_from_them_alone(run, world, tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (100, 1, 16, 16), np.uint8),
+             y=np.arange(100) % 10, seed=np.arange(100))
+    with pytest.raises(UserError, match="not drawn from features"):
+        call(monkeypatch, evaluate, "--images", tmp_path / "x.npz", "--dataset", "digits", "--new_class", 7,
+             "--data_root", world, "--C_path", world / "C.pt", "--evaluator", world / "E.pt", "--num", 10, "--device",
+             "cpu", "--metrics", "feature_agreement")
+
+
+def test_a_classifier_without_a_linear_last_layer(world):
+    class Pooled(nn.Module):
+        """Logits by a convolution."""
+
+        def __init__(self, num_classes, channels):
+            super().__init__()
+            self.conv = nn.Conv2d(channels, num_classes, 3)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    sys.modules[__name__].pooled = Pooled
+    save_torch(world / "P.pt", {"arch": "test_features_method:pooled", "num_classes": 10, "channels": 1, "mean": [0.5],
+                                "resolution": 16, "std": [0.5], "state_dict": Pooled(10, 1).state_dict()})
+    with pytest.raises(UserError, match="no linear last layer"):
+        start(world, C_path=str(world / "P.pt"))
