@@ -76,37 +76,20 @@ def save_class_walk(path, sampler, labels, columns, seed):
 
 
 def save_feature_rows(path, sampler, faces, components, quantiles, seed):
-    """Write a row a face: itself, drawn with its own features, with those of an image of each class, which stand in the
-    first row, and with one principal coordinate at a time moved to quantiles of the training images.
-
-    faces: (images (n, C, H, W), their features (n, f), their labels by the classifier (n,), their names).
-    """
-    space, kept, blank = sampler.space, sampler.kept, torch.ones_like(sampler.faces[0])
-    of_class = [(kept["labels"] == y).nonzero()[:, 0] for y in sampler.drawn]
-    others = torch.stack([places[seed % len(places)] for places in of_class])
-    first = [blank, blank, *sampler.faces[others], *[blank] * (len(components) * len(quantiles))]
-    rows = [torch.stack(first)]
-    for k, (x, f, label) in enumerate(zip(*faces[:3], strict=True)):
-        walks = [space.moved(f[None], c, space.quantile(c, q)) for c in components for q in quantiles]
-        asked = torch.cat([f[None], kept["f"][others], *walks])
-        labels = torch.cat([label[None], kept["predicted"][others], label.repeat(len(walks))])
-        drawn = sampler.draw(x.expand(len(asked), -1, -1, -1), asked, labels, [seed + k] * len(asked))
-        rows.append(torch.cat((x[None], drawn)))
+    """Write a row a face: itself, and what FeatureSampler.rows draws of it; the first row shows whose features."""
+    images, others, walks = sampler.rows(faces, components, quantiles, seed)
+    blank = torch.ones_like(sampler.faces[:1])
+    first = torch.cat((blank, blank, sampler.faces[others], blank.expand(len(walks), -1, -1, -1)))
+    rows = torch.cat((first[None], torch.cat((faces[0][:, None], images), 1)))
     heads = ["face", "own", *(sampler.classes[y][:8] for y in sampler.drawn),
              *(f"{c}: {q:.0%}" for c in components for q in quantiles)]
-    save_grid(path, torch.stack(rows), ["asked of", *faces[3]], heads=heads)
-
-
-def kept_faces(sampler, count, seed):
-    """`count` of a checkpoint's kept images, as save_feature_rows takes them."""
-    rows = torch.randperm(len(sampler.faces), generator=torch.Generator().manual_seed(seed))[:count]
-    names = [sampler.classes[y] for y in sampler.kept["labels"][rows].tolist()]
-    return sampler.faces[rows], sampler.kept["f"][rows], sampler.kept["predicted"][rows], names
+    save_grid(path, rows, ["asked of", *faces[3]], heads=heads)
 
 
 def given_faces(folder, sampler, state, device):
-    """The images of a folder as faces. Their features are asked of the classifier that the run was made with.
+    """The images of a folder, as FeatureSampler.kept_faces gives its own.
 
+    Their features are asked of the classifier that the run was made with.
     Raises UserError where there are none, or where that classifier is another.
     """
     _, channels, side = sampler.faces.shape[:3]
@@ -210,7 +193,7 @@ def main():
             raise UserError("--mode y walks between two classes; name both with --classes.")
         save_class_walk(out, sampler, labels, columns, seed)
     elif mode == "features":
-        faces = kept_faces(sampler, columns, seed) if flags["faces"] is None else \
+        faces = sampler.kept_faces(columns, seed) if flags["faces"] is None else \
             given_faces(flags["faces"], sampler, state, sampler.device)
         components = flags["components"] or range(min(3, len(sampler.space)))
         save_feature_rows(out, sampler, faces, components, flags["quantiles"], seed)

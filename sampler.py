@@ -152,6 +152,30 @@ class FeatureSampler:
         x = self.faces[(places * 7 + places // len(targets)) % faces]  # every face with every target, in some order
         return self.draw(x, self.kept["f"][asked], self.kept["predicted"][asked], seeds)
 
+    def kept_faces(self, count, seed):
+        """`count` of the kept images: (images (n, C, H, W), features (n, f), the classifier's labels (n,), names)."""
+        rows = torch.randperm(len(self.faces), generator=torch.Generator().manual_seed(seed))[:count]
+        names = [self.classes[y] for y in self.kept["labels"][rows].tolist()]
+        return self.faces[rows], self.kept["f"][rows], self.kept["predicted"][rows], names
+
+    def rows(self, faces, components, quantiles, seed):
+        """A row a face of `kept_faces`, or of others like them: images (n, columns, C, H, W), and whose features.
+
+        Columns are the face's own features, those of one kept image of each class, and its own with one principal
+        coordinate moved to quantiles of the training images. Returns (images, places of the kept ones (classes,),
+        walks: a (component, coordinate) a column of the last kind). Raises UserError for what does not exist.
+        """
+        of_class = [(self.kept["labels"] == y).nonzero()[:, 0] for y in self.drawn]
+        others = torch.stack([places[seed % len(places)] for places in of_class])
+        walks = [(c, self.space.quantile(c, q)) for c in components for q in quantiles]
+        rows = []
+        for k, (x, f, label) in enumerate(zip(*faces[:3], strict=True)):
+            moved = [self.space.moved(f[None], *walk) for walk in walks]
+            asked = torch.cat([f[None], self.kept["f"][others], *moved])
+            labels = torch.cat([label[None], self.kept["predicted"][others], label.repeat(len(walks))])
+            rows.append(self.draw(x.expand(len(asked), -1, -1, -1), asked, labels, [seed + k] * len(asked)))
+        return torch.stack(rows), others, walks
+
     def label(self, name):
         """The label of a class of this checkpoint, by label or name. Raises UserError."""
         return class_label(self, name)

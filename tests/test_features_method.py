@@ -201,10 +201,12 @@ def test_sample_draws_features(run, world, tmp_path, monkeypatch, capsys):
 
 def test_evaluate_measures_agreement_and_walks(run, world, monkeypatch):
     call(monkeypatch, evaluate, "--run", run, "--data_root", world, "--num", 50, "--device", "cpu", "--metrics",
-         "feature_agreement", "feature_walks", "recognition")
+         "feature_agreement", "feature_walks", "recognition", "--report")
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     found = {record["metric"]: record for record in records}
     assert {"feature_ccc@probed", "feature_ccc@digits_evaluator", "walk_leakage@probed"} <= found.keys()
+    page = (run / "report.html").read_text()
+    assert "Drawn with other features" in page and page.count("component 1: asked") == 4 * 3
     assert found["feature_mrr@probed"]["n"] == 500 and "real" in found["feature_class@digits_evaluator"]
 
 
