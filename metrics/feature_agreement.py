@@ -88,7 +88,7 @@ def walk_figures(asked, obtained, others):
 class Seen:
     """What a network C says of the real images that targets are taken from: f (M, f), in its space, and predicted (M,).
 
-    name: of the network in figures. class_means (K, f) are of the training images.
+    name: of a judge, '' of the probed network. class_means (K, f) are of the training images.
     """
 
     name: str
@@ -103,6 +103,10 @@ class Seen:
         """Of images (M, C, H, W) in [-1, 1], with the Bank of the training images by the same network."""
         f, predicted = said(C, bank.space, images)
         return cls(name, C, bank.space, f, predicted, bank.class_means())
+
+    def named(self, figure):
+        """The name of a figure by this network: feature_ccc, or judged_feature_ccc@NAME."""
+        return f"judged_{figure}@{self.name}" if self.name else figure
 
     def found(self, images):
         """(features (N, f), labels (N,)) of images (N, C, H, W)."""
@@ -119,19 +123,19 @@ def mean_record(name, values, generator):
     return record(name, values.float().mean(), bootstrap_means(values, generator), len(values))
 
 
-def agreement_records(found, seen, targets, by, generator):
+def agreement_records(found, seen, targets, generator):
     """(records of CCC, within-class CCC, cosine and rank, ranks (N,)) of features `found` (N, f) against those of the
-    target images (N,), by the network of this name."""
+    target images (N,), by one network."""
     asked, labels = seen.f[targets], seen.predicted[targets]
     records = []
     for name, a, b in (("feature_ccc", found, asked), ("feature_ccc_within", within(found, labels, seen.class_means),
                                               within(asked, labels, seen.class_means))):
         interval = bootstrap(lambda rows, a=a, b=b: agreement(a[rows], b[rows]), len(a), generator)
-        records.append(record(f"{name}@{by}", agreement(a, b), interval, len(a)))
+        records.append(record(seen.named(name), agreement(a, b), interval, len(a)))
     place = ranks(found, seen.f, targets)
-    return [*records, mean_record(f"feature_cosine@{by}", F.cosine_similarity(found, asked), generator),
-            mean_record(f"feature_mrr@{by}", 1 / place, generator),
-            record(f"feature_median_rank@{by}", place.float().median().item(), None, len(place))], place
+    return [*records, mean_record(seen.named("feature_cosine"), F.cosine_similarity(found, asked), generator),
+            mean_record(seen.named("feature_mrr"), 1 / place, generator),
+            record(seen.named("feature_median_rank"), place.float().median().item(), None, len(place))], place
 
 
 # ------------------------------------------------------------------------------------------- whole
@@ -145,31 +149,33 @@ def in_batches(draw, *columns):
 def measure_pairs(draw, images, seen, judge, num, generator, edits=True):
     """Records of `num` images drawn for the features of other real ones: agreement, judge, identity, realness.
 
-    draw(x, f, labels): images x (B, C, H, W) in [-1, 1], features f (B, f) and the labels (B,) that the probed network
-    gives them -> images. images (M, C, H, W): real ones that neither network nor draw was trained on; seen, judge: Seen
-    by the probed network and by the judge. edits: whether x is edited, so that identity is asked for.
+    draw(x, f, labels, seeds): images x (B, C, H, W) in [-1, 1], features f (B, f), the labels (B,) that the probed
+    network gives them, and seeds (B,) of whatever else is drawn -> images. images (M, C, H, W): real ones that neither
+    network nor draw was trained on; seen, judge: Seen by the probed network and by the judge. edits: whether x is
+    edited, so that identity is asked for.
     """
     sources = torch.arange(num) % len(images)
     targets = (sources + torch.randint(1, len(images), (num,), generator=generator)) % len(images)
     x, f, labels = images[sources], seen.f[targets], seen.predicted[targets]
-    fakes = in_batches(draw, x, f, labels)
+    seeds = torch.arange(num)
+    fakes = in_batches(draw, x, f, labels, seeds)
     found, _ = seen.found(fakes)
     judged, judged_labels = judge.found(fakes)
-    records, place = agreement_records(found, seen, targets, "probed", generator)
-    records += agreement_records(judged, judge, targets, judge.name, generator)[0]
+    records, place = agreement_records(found, seen, targets, generator)
+    records += agreement_records(judged, judge, targets, generator)[0]
     hits = (judged_labels == judge.predicted[targets]).float()
     ceiling = (seen.predicted == judge.predicted).float().mean().item()
-    records.append(mean_record(f"feature_class@{judge.name}", hits, generator) | {"real": ceiling})
+    records.append(mean_record(judge.named("feature_class"), hits, generator) | {"real": ceiling})
     real, drawn = (Moments(len(judge.space)).update(part) for part in (judge.f, judged))
     distance = frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
-    records.append(record(f"feature_fd@{judge.name}", distance, None, num))
+    records.append(record(judge.named("feature_fd"), distance, None, num))
     if edits:
         own_rank = pixel_ranks(fakes, images, sources)
         records.append(mean_record("feature_both_at_10", ((own_rank <= TOP) & (place <= TOP)).float(), generator))
         records.append(mean_record("feature_identity_top1", (own_rank == 1).float(), generator))
         own = seen.f[sources], seen.predicted[sources]
         for name, given in (("feature_cycle_l1", fakes), ("feature_self_l1", x)):
-            back = in_batches(draw, given, *own)
+            back = in_batches(draw, given, *own, seeds)
             records.append(mean_record(name, (back - x).abs().mean((1, 2, 3)) / 2, generator))
     return records, fakes
 
@@ -206,18 +212,20 @@ def measure_walks(draw, images, seen, judge, num, generator):
     watched = min(WATCHED, len(space))
     real = space.coordinates(seen.f, watched)
     sd, mapped = real.std(0), readout(judge, real)
-    figures = {"probed": [], judge.name: []}
+    figures = [], []
     for component in range(min(WALKED, len(space))):
         targets, asked = walk_targets(space, f, component)
         n, steps = targets.shape[:2]
-        walked = in_batches(draw, x.repeat_interleave(steps, 0), targets.flatten(0, 1), labels.repeat_interleave(steps))
+        walked = in_batches(draw, x.repeat_interleave(steps, 0), targets.flatten(0, 1),
+                            *(column.repeat_interleave(steps) for column in (labels, torch.arange(n))))
         judged = torch.cat((judge.found(walked)[0], torch.ones(len(walked), 1)), 1) @ mapped
-        for by, coordinates in (("probed", space.coordinates(seen.found(walked)[0], watched)), (judge.name, judged)):
+        probed = space.coordinates(seen.found(walked)[0], watched)
+        for found, coordinates in zip(figures, (probed, judged), strict=True):
             coordinates = (coordinates / sd).unflatten(0, (n, steps))
             others = torch.cat((coordinates[..., :component], coordinates[..., component + 1:]), 2)
-            figures[by].append(walk_figures((asked / sd[component]).expand(n, -1), coordinates[..., component], others))
-    return [mean_record(f"walk_{name}@{by}", torch.cat([figure[name] for figure in found]), generator)
-            for by, found in figures.items() for name in found[0]]
+            found.append(walk_figures((asked / sd[component]).expand(n, -1), coordinates[..., component], others))
+    return [mean_record(by.named(f"walk_{name}"), torch.cat([part[name] for part in found]), generator)
+            for by, found in zip((seen, judge), figures, strict=True) for name in found[0]]
 
 
 # ------------------------------------------------------------------------------------- the protocols
@@ -240,11 +248,11 @@ def both_seen(m):
     known = thinned(m.training_set[0], KNOWN)
     raw, logits = raw_features(m.probed, known.split(BATCH))
     probed_bank = Bank(sampler.space, sampler.space.standardised(raw), logits.argmax(1))
-    seen = Seen.of("probed", m.probed, probed_bank, images)
+    seen = Seen.of("", m.probed, probed_bank, images)
     judge_seen = Seen.of(m.judge.name, judge, Bank.of_images(judge, known.split(BATCH)), images)
 
-    def draw(x, f, labels):
-        return sampler.draw(x, f, labels, range(len(f)))
+    def draw(x, f, labels, seeds):
+        return sampler.draw(x, f, labels, seeds.tolist())
 
     return images, seen, judge_seen, draw
 
@@ -252,9 +260,9 @@ def both_seen(m):
 @register("feature_agreement", "How far images drawn for the features of other test images have them, by the probed "
           "classifier and by the evaluator: CCC (1 is the best), within classes too, cosine, rank of the target's "
           "image (mrr), the class, and what is kept of the image that was edited.", needs=("probed", "features"),
-          parts=("feature_ccc", "feature_ccc_within", "feature_cosine", "feature_mrr", "feature_median_rank",
-                 "feature_class", "feature_fd", "feature_both_at_10", "feature_identity_top1", "feature_cycle_l1",
-                 "feature_self_l1"))
+          parts=tuple(f"{by}feature_{name}" for by in ("", "judged_")
+                      for name in ("ccc", "ccc_within", "cosine", "mrr", "median_rank", "class", "fd", "both_at_10",
+                                   "identity_top1", "cycle_l1", "self_l1")))
 def feature_agreement(m):
     images, seen, judge, draw = both_seen(m)
     edits = m.images.sampler.kind["mode"] == "edit"
@@ -264,7 +272,8 @@ def feature_agreement(m):
 
 @register("feature_walks", "Of walks along principal components of the features: correlation of asked and obtained, "
           "share that rises at each step, and leakage into other components (0 is the best).",
-          needs=("probed", "features"), parts=("walk_correlation", "walk_monotone", "walk_leakage"))
+          needs=("probed", "features"), parts=tuple(f"{by}walk_{name}" for by in ("", "judged_")
+                                                     for name in ("correlation", "monotone", "leakage")))
 def feature_walks(m):
     images, seen, judge, draw = both_seen(m)
     return measure_walks(draw, images, seen, judge, min(WALKS, m.num), m.generator())

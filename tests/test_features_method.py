@@ -67,15 +67,15 @@ def start(world, state=None, **settings):
 
 def figures(run, world, draw):
     images = to_unit_range(load_split("digits", world, "test")[0])
-    seen = Seen.of("probed", run.C, run.bank, images)
-    records, _ = measure_pairs(draw, images, seen, seen, 200, torch.Generator().manual_seed(0))
-    records += measure_walks(draw, images, seen, seen, 30, torch.Generator().manual_seed(0))
-    return {r["metric"].removeprefix("feature_").removesuffix("@probed"): r["value"] for r in records}
+    seen = [Seen.of(name, run.C, run.bank, images) for name in ("", "itself")]
+    records, _ = measure_pairs(draw, images, *seen, 200, torch.Generator().manual_seed(0))
+    records += measure_walks(draw, images, *seen, 30, torch.Generator().manual_seed(0))
+    return {r["metric"].removeprefix("feature_"): r["value"] for r in records}
 
 
 def drawer(run):
     G = run.G_ema.eval()
-    return lambda x, f, labels: G(x, run.tell(f, labels))
+    return lambda x, f, labels, seeds: G(x, run.tell(f, labels))
 
 
 def test_brightness_and_slope_are_drawn_as_asked(world):
@@ -88,9 +88,9 @@ def test_brightness_and_slope_are_drawn_as_asked(world):
     assert found["ccc"] > 0.95 and found["ccc_within"] > 0.9
     assert found["walk_correlation"] > 0.95 and found["walk_monotone"] > 0.9 and found["walk_leakage"] < 0.15
     assert run.warnings() == []
-    shuffled = figures(run, world, lambda x, f, labels: drawer(run)(x, f.roll(7, 0), labels))
+    shuffled = figures(run, world, lambda x, f, labels, seeds: drawer(run)(x, f.roll(7, 0), labels, seeds))
     assert abs(shuffled["ccc"]) < 0.15
-    copy = figures(run, world, lambda x, f, labels: x)
+    copy = figures(run, world, lambda x, f, labels, seeds: x)
     assert abs(copy["ccc"]) < 0.15 and copy["both_at_10"] < found["both_at_10"]
 
 
@@ -204,10 +204,10 @@ def test_evaluate_measures_agreement_and_walks(run, world, monkeypatch):
          "feature_agreement", "feature_walks", "recognition", "--report")
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     found = {record["metric"]: record for record in records}
-    assert {"feature_ccc@probed", "feature_ccc@digits_evaluator", "walk_leakage@probed"} <= found.keys()
+    assert {"feature_ccc", "judged_feature_ccc@digits_evaluator", "walk_leakage"} <= found.keys()
     page = (run / "report.html").read_text()
     assert "Drawn with other features" in page and page.count("component 1: asked") == 4 * 3
-    assert found["feature_mrr@probed"]["n"] == 500 and "real" in found["feature_class@digits_evaluator"]
+    assert found["feature_mrr"]["n"] == 500 and "real" in found["judged_feature_class@digits_evaluator"]
 
 
 def test_features_are_measured_of_runs_that_draw_from_them_alone(run, world, tmp_path, monkeypatch):
