@@ -65,9 +65,9 @@ COLUMNS = {
 }
 MEASURED = ("recognition", "feature_agreement", "feature_walks")
 EXPECTED = {"within": ("white", "black", "label"), "mrr": ("white", "black", "label")}
-TEXT = ("{num} times the classes pairs of test images, 2,000 at most: one gives the features, one is edited. Judge: the "
-        "evaluator (SHA-256 {evaluator_sha256:.12}). In brackets the 95 % interval over seeds by Student's t, or over "
-        "images where one seed is finished.")
+TEXT = ("{num} times the classes pairs of test images, 2,000 at most: one gives the features, the other is edited. "
+        "Judge: the evaluator (SHA-256 {evaluator_sha256:.12}). In brackets the 95 % interval over seeds by Student's "
+        "t, or over images where one seed is finished.")
 
 
 def measure_rivals(dataset, classifiers, evaluator, data_root, num):
