@@ -121,12 +121,16 @@ class Discriminator(nn.Module):
         self.linear2 = SNLinear(widths[-1], 1, eps=SN_eps)
         init_weights(self, init)
 
-    def forward(self, x, y=None):
+    def trunk(self, x):
+        """What all heads are given: images (B, C, H, W) -> (B, width), float32."""
         h = x
         for block in self.blocks:
             for layer in block:
                 h = layer(h)
-        h = F.relu(h).float().sum((2, 3))  # (B, width)
+        return F.relu(h).float().sum((2, 3))
+
+    def forward(self, x, y=None):
+        h = self.trunk(x)  # (B, width)
         with torch.autocast(h.device.type, enabled=False):  # the heads are cheap and their scale matters
             unconditional = self.linear2(h).squeeze(1)
             if y is None:

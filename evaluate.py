@@ -26,7 +26,7 @@ from classifiers.loading import probed_classifier, refuse_evaluator
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
 from methods import load_run
-from metrics import protocols  # noqa: F401  registers the measurements
+from metrics import feature_agreement, protocols  # noqa: F401  they register the measurements
 from metrics.features import ClassifierFeatures, InceptionFeatures
 from metrics.images import RunImages, file_images
 from metrics.intervals import combine_seeds
@@ -68,11 +68,15 @@ def load_evaluator(path, classes, C_path, probed, device):
     return evaluator
 
 
-def chosen_metrics(flags, probed):
-    """The metrics to measure. Raises UserError for a name that is unknown, or that needs what is not there."""
+def chosen_metrics(flags, probed, draws):
+    """The metrics to measure. Raises UserError for a name that is unknown, or that needs what is not there.
+
+    draws: what a checkpoint says of what it draws; empty for images made elsewhere.
+    """
     inception = flags.features == "inception"
     if not flags.metrics:
-        return [metric for metric in METRICS.values() if probed or "probed" not in metric.needs]
+        there = {"real", *draws} | ({"probed"} if probed else set())
+        return [metric for metric in METRICS.values() if there >= set(metric.needs)]
     metrics = [find_metric(name, inception, flags.num) for name in flags.metrics]
     for metric in metrics:
         if "probed" in metric.needs and not probed:
@@ -86,16 +90,17 @@ def chosen_metrics(flags, probed):
 class Evaluation:
     """The networks and the metrics for one source of images after another; `measured` and `records` are of one.
 
-    settings: the Config of the run, or one that names data set, classes and classifier of images made elsewhere.
+    settings: the Config of the run, or one that names data set, classes and classifier of images made elsewhere. draws:
+    what the checkpoint says of what it draws.
     """
 
-    def __init__(self, flags, settings, classes, device):
+    def __init__(self, flags, settings, classes, device, draws=()):
         self.flags, self.device = flags, device
         self.dataset, self.data_root = settings.dataset, settings.data_root
         self.probed = probed_classifier(settings, classes, device) if settings.C_path else None
         self.probed_labels = self.probed.labels if self.probed else ()
         evaluator = load_evaluator(settings.evaluator, classes, settings.C_path, self.probed, device)
-        self.metrics = chosen_metrics(flags, self.probed)
+        self.metrics = chosen_metrics(flags, self.probed, draws)
         self.digest = fingerprint(evaluator.model)
         folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
         self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
@@ -257,7 +262,7 @@ def evaluate_run(run, flags, overrides, device):
     outputs = Outputs(home, flags.report)
     # who made the checkpoint does not decide whether a classifier's code is run
     settings = replace(Config.from_dict(state["config"]), **{"C_trust": False, **overrides})
-    evaluation, selection = Evaluation(flags, settings, state["dataset"]["classes"], device), None
+    evaluation, selection = Evaluation(flags, settings, state["dataset"]["classes"], device, state["draws"]), None
     if flags.oracle_select:
         state, selection = oracle_select(evaluation, home, flags)
         chosen = ORACLE

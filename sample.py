@@ -6,6 +6,8 @@
     python sample.py --checkpoint RUN --mode z --classes horse      walks between latents
     python sample.py --checkpoint RUN --mode y --classes deer horse walks between two classes
     python sample.py --checkpoint RUN --mode npz --num 5000         uint8 arrays, 5000 a class
+    python sample.py --checkpoint RUN --mode features               of --method features: other images' features, and
+                                                                    walks along --components at --quantiles of them
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. Image i depends on seed --seed + i
 alone, whatever the batch size.
@@ -18,10 +20,13 @@ import torch
 from tqdm import tqdm
 
 from BigGAN import load_weights, make_generator
-from config import Parser, add_flags, make_config
+from classifiers.frozen import fingerprint
+from classifiers.loading import probed_classifier
+from config import Config, Parser, add_flags, make_config
+from datasets.sources import image_files, load_image, to_array
 from methods import load_run
 from sampler import make_sampler
-from utils import DATASETS, UserError, choose_device, replacing, run_main, save_grid, to_uint8
+from utils import DATASETS, UserError, choose_device, replacing, run_main, save_grid, to_uint8, to_unit_range
 
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
@@ -70,6 +75,41 @@ def save_class_walk(path, sampler, labels, columns, seed):
     save_grid(path, images.unflatten(0, (8, columns)), [f"seed {seed + r}" for r in range(8)], caption=caption)
 
 
+def save_feature_rows(path, sampler, faces, components, quantiles, seed):
+    """Write a row a face: itself, and what FeatureSampler.rows draws of it; the first row shows whose features."""
+    images, others, walks = sampler.rows(faces, components, quantiles, seed)
+    blank = torch.ones_like(sampler.faces[:1])
+    first = torch.cat((blank, blank, sampler.faces[others], blank.expand(len(walks), -1, -1, -1)))
+    rows = torch.cat((first[None], torch.cat((faces[0][:, None], images), 1)))
+    heads = ["face", "own", *(sampler.classes[y][:8] for y in sampler.drawn),
+             *(f"{c}: {q:.0%}" for c in components for q in quantiles)]
+    save_grid(path, rows, ["asked of", *faces[3]], heads=heads)
+
+
+def given_faces(folder, sampler, state, device):
+    """The images of a folder, as FeatureSampler.kept_faces gives its own.
+
+    Their features are asked of the classifier that the run was made with.
+    Raises UserError where there are none, or where that classifier is another.
+    """
+    _, channels, side = sampler.faces.shape[:3]
+    files = image_files(Path(folder))
+    if not files:
+        raise UserError(f"--faces {folder} holds no image; give a folder of image files.")
+    C = probed_classifier(Config.from_dict(state["config"]), sampler.classes, device)
+    if fingerprint(C.model) != sampler.classifier_sha256:
+        raise UserError(f"the classifier {state['config']['C_path']} is not the one that this run was made with, and "
+                        "its features mean other things; restore it.")
+    images = [load_image(f"{folder}/{file}", file, channels) for file in files]
+    other = {f"{image.width}x{image.height}" for image in images} - {f"{side}x{side}"}
+    if other:
+        print(f"faces of {', '.join(sorted(other))} pixels are cropped to a square and resized to {side}x{side}")
+    x = to_unit_range(torch.stack([torch.from_numpy(to_array(image, side).copy()) for image in images]))
+    with torch.no_grad():
+        f, logits = sampler.space.to(device).of(C, x.to(device))
+    return x, f.cpu(), logits.argmax(1).cpu(), files
+
+
 def save_npz(path, sampler, labels, num, seed):
     """Write x (N, C, H, W) uint8, y (N,) labels and seed (N,) for `num` images a class; image i has seed + i."""
     x, y = [], []
@@ -96,10 +136,16 @@ def released_weights(flags):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="run folder or checkpoint file of train.py")
-    parser.add_argument("--mode", choices=("grid", "class", "z", "y", "npz"), default="grid", help="what to draw")
+    parser.add_argument("--mode", choices=("grid", "class", "z", "y", "npz", "features"), default="grid",
+                        help="what to draw")
     parser.add_argument("--classes", nargs="+", default=[], help="labels or names (default: all, or the unseen ones)")
-    parser.add_argument("--columns", type=int, default=10, help="images in a row of a grid (default: 10)")
+    parser.add_argument("--columns", type=int, default=10, help="images in a row, or rows of features (default: 10)")
     parser.add_argument("--num", type=int, default=1000, help="images a class in the npz (default: 1000)")
+    parser.add_argument("--faces", type=Path, help="folder of images to give other features (default: kept ones)")
+    parser.add_argument("--components", type=int, nargs="+",
+                        help="principal components to walk along, from 0 (default: the first three)")
+    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.05, 0.5, 0.95],
+                        help="of the training images, where a walk stops (default: 0.05 0.5 0.95)")
     parser.add_argument("--truncation", type=float, help="bound of the latent's entries (default: none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of image 0; image i has seed + i (default: 0)")
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
@@ -124,6 +170,10 @@ def main():
         drawn = ", ".join(sampler.classes[y] for y in sampler.drawn)
         raise UserError(f"this checkpoint of --method {state['config']['method']} draws {drawn} alone; leave --classes "
                         "out.")
+    if ("features" in sampler.draws) != (mode == "features") and mode in ("z", "y", "features"):
+        raise UserError(f"--mode {mode} does not fit what --method {state['config']['method']} draws from; "
+                        + ("--mode features walks through its features." if "features" in sampler.draws else
+                           "the mode features is that of --method features."))
     if not sampler.draws["conditional"] and mode in ("z", "y"):
         raise UserError(f"--mode {mode} walks through a generator of classes, and --method "
                         f"{state['config']['method']} has none; the modes grid, class and npz draw what it made.")
@@ -142,6 +192,11 @@ def main():
         if len(labels) != 2:
             raise UserError("--mode y walks between two classes; name both with --classes.")
         save_class_walk(out, sampler, labels, columns, seed)
+    elif mode == "features":
+        faces = sampler.kept_faces(columns, seed) if flags["faces"] is None else \
+            given_faces(flags["faces"], sampler, state, sampler.device)
+        components = flags["components"] or range(min(3, len(sampler.space)))
+        save_feature_rows(out, sampler, faces, components, flags["quantiles"], seed)
     else:
         save_npz(out, sampler, labels or sampler.drawn, flags["num"], seed)
     print(out)

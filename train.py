@@ -61,8 +61,8 @@ class Keeper:
         shared = training.C, training.stream, training.spec.classes, training.task.unseen.tolist()
         self.watch = CollapseWatch(*shared, training.task.C_labels.tolist(), training.device)
         self.watched = JsonLines(run / "collapse.jsonl", training.step)
-        self.teachers = Teachers(training) if training.D else None
-        self.taught = JsonLines(run / "teachers.jsonl", training.step) if training.D else None
+        self.teachers = Teachers(training) if training.method.losses else None
+        self.taught = JsonLines(run / "teachers.jsonl", training.step) if self.teachers else None
         self.selection = Selection(*shared, training.device, run, training.step) if training.config.select else None
 
     def judge(self, sampler, state):
@@ -72,10 +72,10 @@ class Keeper:
         if self.selection:
             self.selection.consider(state, sampler, self.training.D, record)
         if not self.teachers:
-            return record["warnings"]
+            return record["warnings"] + self.training.warnings()
         taught, warnings = self.teachers.look(sampler, record["collapsed"])
         self.taught.write({**taught, "warnings": warnings})
-        return record["warnings"] + warnings
+        return record["warnings"] + warnings + self.training.warnings()
 
     def save(self, state):
         save_checkpoint(self.run, state, self.training.config.keep)

@@ -68,6 +68,10 @@ class Training:
         """{name: network in training}, whose weights must stay finite."""
         return {}
 
+    def warnings(self):
+        """What is wrong with what is drawn, as sentences. Draws no random number."""
+        return []
+
     def state(self):
         return {
             "config": self.config.as_dict(),

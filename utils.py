@@ -82,6 +82,8 @@ DATASETS = {
         mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
+    "fer2013": DatasetSpec(
+        "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
 }
 
 
@@ -327,11 +329,11 @@ def to_unit_range(images):
     return images.float().div_(127.5).sub_(1)
 
 
-def grid_image(rows, labels, marked=(), caption=None):
+def grid_image(rows, labels, marked=(), caption=None, heads=()):
     """Images as one picture, a PIL image: one labelled row each.
 
     rows: float images in [-1, 1], (rows, columns, C, H, W). labels: a string a row.
-    marked: the row numbers drawn with a red frame and a red label (the unseen classes).
+    marked: the row numbers drawn with a red frame and a red label (the unseen classes). heads: a short string a column.
     """
     pixels = to_uint8(rows).cpu()
     n_rows, n_columns, channels, height, width = pixels.shape
@@ -339,12 +341,15 @@ def grid_image(rows, labels, marked=(), caption=None):
     cell_h, cell_w, gap, margin = height * scale, width * scale, 2, 8
     font = ImageFont.load_default(size=16)
     left = margin + int(max(font.getlength(text) for text in labels)) + margin
-    top = margin if caption is None else margin + 24
+    above = margin if caption is None else margin + 24
+    top = above + 14 * bool(heads)
     canvas = Image.new("RGB", (left + n_columns * (cell_w + gap) + margin, top + n_rows * (cell_h + gap + 4) + margin),
                        "white")
     draw = ImageDraw.Draw(canvas)
     if caption is not None:
         draw.text((margin, margin), caption, "black", font=font)
+    for c, head in enumerate(heads):
+        draw.text((left + c * (cell_w + gap) + cell_w / 2, above), head, "black", ImageFont.load_default(size=10), "ma")
     for r in range(n_rows):
         y = top + r * (cell_h + gap + 4) + 2
         colour = "#c81e1e" if r in marked else "black"

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from classifiers.densenet import DenseNetBC
+from classifiers.narrow import NarrowResNet, NarrowVGG
 from classifiers.resnet import resnet8, resnet18, resnet50
 from classifiers.resnet9 import ResNet9
 from classifiers.smallcnn import SmallCNN
@@ -134,3 +135,5 @@ register("resnet9", ResNet9)
 register("resnet18", resnet18)
 register("resnet50", resnet50)
 register("vgg7", VGG7)
+register("narrow_resnet", NarrowResNet)
+register("narrow_vgg", NarrowVGG)

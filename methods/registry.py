@@ -55,9 +55,9 @@ class Method:
     generator_loss) of a GAN, with the interface of methods/probegan.py. training: a class with the interface of
     training.Training. fed(config, n_classes): the labels that fakes are drawn for. conditional: whether a label says
     what is drawn; where not, a checkpoint holds latents or images of each class. oracle_title: its title with
-    --oracle; '' refuses that. selects: whether --select can choose among its checkpoints. check(config): raises
-    UserError for settings that do not go together. weights(training): {term of generator_loss: its weight in G's loss}
-    where that is not 1.
+    --oracle; '' refuses that. whole: whether a run that names no unseen class is of all, as with --oracle. selects:
+    whether --select can choose among its checkpoints. check(config): raises UserError for settings that do not go
+    together. weights(training): {term of generator_loss: its weight in G's loss} where that is not 1.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Method:
     conditional: bool = True
     rows: tuple[Row, ...] = ()
     oracle_title: str = ""
+    whole: bool = False
     selects: bool = False
     check: Callable = lambda config: None
     weights: Callable = lambda training: {}
@@ -145,6 +146,8 @@ def make_config(**settings):
     """
     method = find_method(settings.get("method", ""))
     merged, of_data_set = merged_settings(settings)
+    if method.whole and not merged["new_class"]:
+        settings = {**settings, "oracle": True}
     own = {}
     for name in merged:
         if name in method.own:

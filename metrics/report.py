@@ -25,6 +25,9 @@ empty leaves its section out.
                  "feature_neighbour": near, "pixel_neighbour": near}, where
                  near = {"pixels": as above, "class": str, "distance": float} is the nearest seen training image; a
                  distance of 1 is the typical one between neighbouring training images
+    walks        (optional) list, a dict an image drawn with other features: {"class": str, "images": list of {"pixels":
+                 as above, "asked": str, "value": float, "obtained": float}}: the coordinate asked for and the one that
+                 the probed classifier finds, both None where no single one was
     confusion    dict, unseen class -> {class name: share in [0, 1] that the evaluator takes for that class}, with
                  every class that the evaluator knows, those of share 0 too
     warnings     list of sentences: collapse watch, too few images
@@ -238,8 +241,9 @@ def write_report(path, report):
                               lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, css=css, number=number, png=png_uri)
     html = environment.get_template("report.html.j2").render({
-        "selection": None, "not_proved": NOT_PROVED, **report, "records": records, "samples": samples, "unseen": unseen,
-        "verdicts": verdicts, "headline": headline(verdicts), "meanings": meant(report.get("meanings", {}), records),
+        "selection": None, "walks": [], "not_proved": NOT_PROVED, **report, "records": records, "samples": samples,
+        "unseen": unseen, "verdicts": verdicts, "headline": headline(verdicts),
+        "meanings": meant(report.get("meanings", {}), records),
         "chosen": records[0].get("selection") if records else None,
         "charts": charts(report["log"]), "most_points": MOST_POINTS,
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,

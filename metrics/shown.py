@@ -2,7 +2,10 @@
 
 import json
 
+import torch
+
 from metrics.registry import METRICS
+from utils import to_uint8
 
 
 def said_of(probabilities, names):
@@ -53,6 +56,29 @@ def shown_neighbours(measured, count=10):
     return shown
 
 
+@torch.no_grad()
+def shown_walks(measured, count=4, quantiles=(0.05, 0.5, 0.95)):
+    """Kept images drawn with other features, where the images are drawn from features: `walks` of write_report."""
+    sampler = getattr(measured.images, "sampler", None)
+    if sampler is None or "features" not in sampler.draws or measured.probed is None:
+        return []
+    faces = sampler.kept_faces(count, seed=0)
+    images, others, walks = sampler.rows(faces, range(min(3, len(sampler.space))), quantiles, seed=0)
+    shown = []
+    for x, row, name in zip(faces[0], images, faces[3], strict=True):
+        found, _ = sampler.space.to(measured.device).of(measured.probed, row.to(measured.device))
+        coordinates = found.cpu() @ sampler.space.axes
+        cells = [{"pixels": as_pixels(to_uint8(x)), "asked": "the image itself", "value": None, "obtained": None}]
+        titles = ["its own features", *(f"features of a {measured.classes[y]}" for y in sampler.drawn)]
+        cells += [{"pixels": as_pixels(to_uint8(image)), "asked": title, "value": None, "obtained": None}
+                  for title, image in zip(titles, row, strict=False)]
+        moved = zip(walks, row[len(titles):], coordinates[len(titles):], strict=True)
+        cells += [{"pixels": as_pixels(to_uint8(image)), "asked": f"component {c}", "value": value.item(),
+                   "obtained": along[c].item()} for (c, value), image, along in moved]
+        shown.append({"class": name, "images": cells})
+    return shown
+
+
 def json_lines(path):
     """The objects of a file of JSON lines; none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -68,7 +94,8 @@ def report_of(measured, records, state, home, selection):
     return {"run": home.name, "step": measured.images.step, "settings": state.get("config", {}),
             "audit": state.get("audit", {}), "records": records,
             "log": json_lines(home / "log.jsonl") + taught if state else [],
-            "samples": shown_samples(measured), "nearest": shown_neighbours(measured),
+            "samples": shown_samples(measured), "walks": shown_walks(measured),
+            "nearest": shown_neighbours(measured),
             "confusion": {record["class"]: record["confusion"] for record in recognised if record["class"] in unseen},
             "warnings": warnings + list(dict.fromkeys(r["warning"] for r in records if r["warning"])),
             "meanings": {name: metric.description for metric in METRICS.values()

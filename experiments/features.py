@@ -1,0 +1,152 @@
+"""Images from feature vectors, in numbers: what is told, what enforces it, and what drawers that train nothing reach.
+
+    python -m experiments.features --dataset fer2013                 faces edited, on two CPU cores
+    python -m experiments.features --dataset C10 --rows all          images drawn from latents
+
+A row a way of making images have the features that they were asked for, with the robust and the regular classifier. A
+generator that is told the label alone stands in every table: an agreement that is not above its own says nothing.
+Stopped, the same command goes on; several processes of it share the runs. Writes features_<data set>.md, .json and
+.png into --out.
+"""
+
+import shlex
+
+import torch
+
+from classifiers import load_classifier
+from config import Parser
+from datasets import load_split
+from experiments.engine import Run, add_engine_flags, check_flags, chosen, classifier_path, from_root, plain_config
+from experiments.table import SHOWN, Column, Experiment, Row, carry_out, evaluation, number
+from features import Bank
+from methods import load_run
+from metrics.distances import thinned
+from metrics.feature_agreement import BATCH, Seen, measure_pairs
+from metrics.feature_rivals import rivals
+from sampler import make_sampler
+from utils import DATASETS, ROOT, choose_device, run_main, to_unit_range
+
+# all: flags of train.py for every run of a data set
+SCALES = {
+    "fer2013": "--G_ch 24 --D_ch 12 --batch_size 32 --num_D_steps 1 --num_steps 2000 --G_lr 4e-4 --D_lr 4e-4 "
+               "--init ortho --ema_decay 0.99 --ema_start 50 --augment flip --save_every 500 --sample_every 500",
+    "C10": "--mode draw --G_ch 16 --D_ch 16 --batch_size 32 --num_D_steps 2 --num_steps 2000 --G_lr 4e-4 --D_lr 4e-4 "
+           "--init ortho --ema_decay 0.99 --ema_start 50 --augment flip --save_every 500 --sample_every 500",
+    "digits": "--G_ch 4 --D_ch 4 --batch_size 32 --num_D_steps 1 --num_steps 20 --save_every 10 --sample_every 20",
+}
+# the form of the StarGAN conditioned on features, whose loss is a sum over components and whose targets are real ones
+STARGAN = ("--enforce head --adversary wgan-gp --feature_loss ccc_sum --head_coeff 10 --self_coeff 0 --own_share 0 "
+           "--changed_share 0 --num_D_steps 5 --beta1 0.5 --G_lr 1e-4 --D_lr 1e-4")
+ROWS = {
+    "white": ("projection and classifier", ""),
+    "black": ("projection and head, black box", "--enforce projection head"),
+    "projection": ("projection, black box", "--enforce projection"),
+    "classifier": ("classifier", "--enforce classifier"),
+    "label": ("label only, with the classifier", "--condition label"),
+    "label_black": ("label only, black box", "--condition label --enforce projection head"),
+    "tiled": ("StarGAN on features, tiled", f"{STARGAN} --inject tiled"),
+    "flat": ("StarGAN on features, flat", f"{STARGAN} --inject flat"),
+}
+RIVAL_PAIRS, RIVAL_IMAGES = 1000, 12_000  # pairs, and training images to draw from, at most
+EDITS = ("tiled", "flat")  # rows of an editing generator alone
+COLUMNS = {
+    "ccc": Column("CCC", "feature_ccc", "signed", of="all"),
+    "within": Column("CCC within classes", "feature_ccc_within", "signed", of="all"),
+    "mrr": Column("MRR", "feature_mrr", "number", of="all"),
+    "judged_within": Column("CCC within classes, judge", "judged_feature_ccc_within", "signed", of="all"),
+    "judged_mrr": Column("MRR, judge", "judged_feature_mrr", "number", of="all"),
+    "judged_class": Column("judge's class", "judged_feature_class", of="all"),
+    "both": Column("both@10", "feature_both_at_10", of="all"),
+    "cycle": Column("cycle L1", "feature_cycle_l1", "number", of="all", lower=True),
+    "walk": Column("walk r", "walk_correlation", "signed", of="all"),
+    "monotone": Column("monotone", "walk_monotone", of="all"),
+    "leakage": Column("leakage", "walk_leakage", "number", of="all", lower=True),
+    "fd": Column("FD, judge", "judged_feature_fd", "number", of="all", lower=True),
+}
+MEASURED = ("recognition", "feature_agreement", "feature_walks")
+EXPECTED = {"within": ("white", "black", "label"), "mrr": ("white", "black", "label")}
+TEXT = ("{num} times the classes pairs of test images, 2,000 at most: one gives the features, the other is edited. "
+        "Judge: the evaluator (SHA-256 {evaluator_sha256:.12}). In brackets the 95 % interval over seeds by Student's "
+        "t, or over images where one seed is finished.")
+
+
+def measure_rivals(dataset, classifiers, evaluator, data_root, num):
+    """{classifier: {rival: {column: value}}} of the drawers that train nothing, on `num` pairs of test images."""
+    device, edits = choose_device(), "draw" not in SCALES[dataset]
+    train, images = load_split(dataset, data_root, "train")[0], load_split(dataset, data_root, "test")[0]
+    train, images = thinned(train, RIVAL_IMAGES), to_unit_range(images)
+    judge_network, found = load_classifier(evaluator, device=device), {}
+    judge = Seen.of("judge", judge_network, Bank.of_images(judge_network, train.split(BATCH)), images)
+    for name, path in classifiers.items():
+        C = load_classifier(path, device=device)
+        bank = Bank.of_images(C, train.split(BATCH))
+        seen, found[name] = Seen.of("", C, bank, images), {}
+        for rival, draw in rivals(C, bank, train).items():
+            records, _ = measure_pairs(draw, images, seen, judge, num, torch.Generator().manual_seed(0), edits)
+            by_metric = {record["metric"].partition("@")[0]: record["value"] for record in records}
+            found[name][rival] = {key: by_metric[column.metric] for key, column in COLUMNS.items()
+                                  if column.metric in by_metric}
+    return found
+
+
+def rival_lines(found):
+    """The rivals' table as lines of Markdown."""
+    shown = [key for key in COLUMNS if any(key in figures for rows in found.values() for figures in rows.values())]
+    heads = ["drawer", "classifier", *(COLUMNS[key].heading for key in shown)]
+    lines = ["", "## Drawers that train nothing", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return lines + [f"| {rival} | {name} | " + " | ".join(number(COLUMNS[key], figures[key]) if key in figures else "-"
+                                                           for key in shown) + " |"
+                    for name, rows in found.items() for rival, figures in rows.items()]
+
+
+def draw(row, run):
+    """The picture's images of a run: faces drawn with the features of others, one of each class in turn."""
+    sampler = make_sampler(load_run(ROOT / run.path), choose_device())
+    return torch.cat([sampler.class_images(sampler.drawn[k % len(sampler.drawn)], [k]) for k in range(SHOWN)])
+
+
+def plan(flags, classifiers, evaluator):
+    """The rows that were asked for. classifiers: {name: path}. Raises UserError as train.py would."""
+    spec, home = DATASETS[flags.dataset], from_root(flags.runs) / flags.dataset
+    judge = evaluation(COLUMNS, "", evaluator, len(spec.classes), flags.num, MEASURED)
+    rows = []
+    for key in chosen("rows", flags.rows, ROWS):
+        title, own = ROWS[key]
+        if key in EDITS and "draw" in SCALES[flags.dataset]:
+            continue
+        for name, path in classifiers.items():
+            runs = []
+            for seed in range(flags.seeds):
+                words = ("--dataset", flags.dataset, "--method", "features", "--seed", str(seed), "--C_path", str(path),
+                         "--evaluator", str(evaluator), "--data_root", str(from_root(flags.data_root)),
+                         *shlex.split(f"{SCALES[flags.dataset]} {own}"))
+                runs.append(Run("features", home / f"{key}_{name}_seed{seed}", words, plain_config(words), True, judge))
+            rows.append(Row(name, (title,), key, tuple(runs)))
+    return rows
+
+
+def main():
+    parser = Parser(prog="python -m experiments.features", description=__doc__)
+    parser.add_argument("--dataset", default="fer2013", help=f"one of {', '.join(SCALES)} (default: fer2013)")
+    parser.add_argument("--rows", nargs="+", default=["all"], help=f"{', '.join(ROWS)}, or all (default: all)")
+    parser.add_argument("--classifiers", nargs="+", default=["robust", "regular"], metavar="NAME",
+                        help="probed ones: names in pretrained/, or NAME=PATH (default: robust regular)")
+    parser.add_argument("--evaluator", default="", help="the judge (default: that of pretrained/)")
+    parser.add_argument("--num", type=int, default=300, help="images a class (default: 300)")
+    add_engine_flags(parser, "features")
+    flags = parser.parse_args()
+    check_flags(flags, {"dataset": SCALES}, num=50)
+    given = dict(item.partition("=")[::2] for item in flags.classifiers)
+    classifiers = {name: classifier_path(flags.dataset, name, path) for name, path in given.items()}
+    evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
+    rows = plan(flags, classifiers, evaluator)
+    found = measure_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()}, ROOT / evaluator,
+                           flags.data_root, min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes)))
+    experiment = Experiment(f"features_{flags.dataset}", "experiments.features",
+                            f"Images from features on {flags.dataset}", TEXT, COLUMNS, groups="Classifier",
+                            heads=("enforced by",), expected=EXPECTED, images=draw)
+    carry_out(experiment, rows, flags, {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}, rival_lines(found))
+
+
+if __name__ == "__main__":
+    run_main(main)
