@@ -71,9 +71,10 @@ class DatasetSpec:
     mirror: bool = False
 
 
-# for small grey images and short runs: found on the bundled digits, see results/quickstart.md
-_SMALL = {"G_ch": 12, "D_ch": 12, "num_steps": 250, "num_D_steps": 2, "G_lr": 1e-3, "D_lr": 1e-3, "init": "ortho",
-          "ema_decay": 0.98, "ema_start": 50, "diffaug": ("translation",)}
+# for small grey images and short runs: found on the bundled digits, see results/variety_findings.md
+_SMALL = {"G_ch": 12, "D_ch": 12, "num_steps": 750, "num_D_steps": 2, "G_lr": 5e-4, "D_lr": 1e-3, "init": "ortho",
+          "ema_decay": 0.98, "ema_start": 50, "diffaug": ("translation",), "balanced_y": True, "one_G_pass": True,
+          "penalty": "zero", "gp_coeff": 1.0, "gp_every": 2, "C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0}
 
 DATASETS = {
     "C10": DatasetSpec(
