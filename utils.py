@@ -82,6 +82,8 @@ DATASETS = {
         mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
+    "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), mirror=True),
+    "waterbirds32": DatasetSpec("waterbirds32", 32, 3, ("landbird", "waterbird"), mirror=True),
 }
 
 
