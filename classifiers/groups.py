@@ -103,6 +103,11 @@ def balanced_rows(groups, each, generator):
                       for members in ((groups == g).nonzero()[:, 0] for g in groups.unique())])
 
 
+def groups_of_two(labels, present):
+    """The group, class x presence, of each image, int64 (N,): labels (N,), present bool (N,)."""
+    return 2 * labels + present.long()
+
+
 def require_groups(groups, names, split, purpose):
     """Raise UserError where a group has no image in a split. groups (N,); names: of all groups."""
     counts = torch.bincount(groups, minlength=len(names))
