@@ -21,8 +21,10 @@ FIGURES = (
     ("recognised", "recognition", "value", True, "share that an independent evaluator takes for the class"),
     ("accepted", "adversarial_gap", "accepted", True, "share that the probed classifier takes for it: below a half, "
      "nothing was elicited, and the row says nothing of the classifier"),
-    ("presence", "presence", "value", True, "share in which the attribute's value is seen, corrected for the scorer's "
-     "errors"),
+    ("presence", "presence_whole", "value", True, "share in which the attribute's value is seen, corrected for the "
+     "scorer's errors on real images"),
+    ("presence, border alone", "presence_ring", "value", True, "the same, by a scorer that does not see the centre"),
+    ("presence, colours alone", "presence_histogram", "value", True, "the same, by the colours of the whole image"),
     ("recall", "recall", "value", True, "share of real images of the class that lie among the drawn ones"),
     ("coverage", "coverage", "value", True, "share of real images with a drawn one in their neighbourhood"),
     ("variety", "vendi", "value", False, "effective number of different images"),
@@ -36,28 +38,36 @@ NOT_PROVED = (
 
 
 def figures_of(records, label):
-    """{heading: {'value', 'low', 'high', 'share', 'protocol'}} of a class, from lines of results.jsonl, the last of
-    each metric. A metric with several protocols, as presence by several scorers, has a heading for each."""
+    """{heading: {'value', 'low', 'high', 'share'}} of a class, from lines of results.jsonl, the last of each metric."""
     found = {}
     for heading, metric, key, share, _ in FIGURES:
-        own = {}
-        for record in records:
-            if record["metric"].split("@")[0] == metric and record["class"] == label and record.get(key) is not None:
-                own[record["metric"]] = record
-        for name, record in own.items():
-            protocol = name.partition("@")[2]
-            title = f"{heading} ({protocol})" if len(own) > 1 else heading
-            ends = (record["low"], record["high"]) if key == "value" else (None, None)
-            found[title] = {"value": record[key], "low": ends[0], "high": ends[1], "share": share,
-                            "protocol": protocol}
+        own = [record for record in records if record["metric"].split("@")[0] == metric and record["class"] == label]
+        if own and own[-1].get(key) is not None:
+            ends = (own[-1]["low"], own[-1]["high"]) if key == "value" else (None, None)
+            found[heading] = {"value": own[-1][key], "low": ends[0], "high": ends[1], "share": share}
     return found
 
 
 def headings(rows):
-    """The headings of all rows, in the order of FIGURES, those of one metric beside each other."""
-    names = dict.fromkeys(name for row in rows for name in row["figures"])
-    order = [heading for heading, *_ in FIGURES]
-    return sorted(names, key=lambda name: order.index(name.split(" (")[0]))
+    """The headings that any row has a figure for, in the order of FIGURES."""
+    return [heading for heading, *_ in FIGURES if any(heading in row["figures"] for row in rows)]
+
+
+def text_table(rows):
+    """The figures of all rows as lines of text."""
+    def cell(row, heading):
+        figure = row["figures"].get(heading)
+        if figure is None:
+            return "-"
+        show = percent if figure["share"] else number
+        ends = f" ({show(figure['low'])} to {show(figure['high'])})" if figure["low"] is not None else ""
+        return show(figure["value"]) + ends
+
+    names = headings(rows)
+    lines = [["run", *names], *([row["run"], *(cell(row, name) for name in names)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
 
 
 def write_comparison(path, comparison):
@@ -77,8 +87,7 @@ def write_comparison(path, comparison):
                               lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, css=css, number=number, png=png_uri)
     names = headings(rows)
-    meanings = {heading: text for heading, _, _, _, text in FIGURES
-                if any(name.split(" (")[0] == heading for name in names)}
+    meanings = {heading: text for heading, *_, text in FIGURES if heading in names}
     html = environment.get_template("compare.html.j2").render(
         {**comparison, "headings": names, "meanings": meanings, "not_proved": NOT_PROVED})
     try:

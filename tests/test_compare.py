@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from metrics.compare import figures_of, headings, write_comparison
+from metrics.compare import figures_of, headings, text_table, write_comparison
 from utils import UserError
 
 HOSTILE = '<script>alert(1)</script>"onload="x'
@@ -18,7 +18,8 @@ def record(metric, value, label="waterbird", low=None, high=None, **more):
 
 RECORDS = [record("recognition@e", 0.1), record("recognition@e", 0.75, low=0.7, high=0.8),
            record("recognition@e", 0.99, "landbird"),
-           record("presence@ring", 0.5, low=0.4, high=0.6), record("presence@whole", 0.625, low=0.5, high=0.7),
+           record("presence_ring@place=water", 0.5, low=0.4, high=0.6),
+           record("presence_whole@place=water", 0.625, low=0.5, high=0.7),
            record("vendi@e", 12.5), record("adversarial_gap@e", 0.2, low=0.1, high=0.3, accepted=0.95)]
 
 
@@ -34,12 +35,15 @@ def make_comparison(**changes):
 def test_a_row_shows_the_last_record_of_each_protocol():
     figures = figures_of(RECORDS, "waterbird")
     assert {name: figure["value"] for name, figure in figures.items()} == {
-        "recognised": 0.75, "accepted": 0.95, "presence (ring)": 0.5, "presence (whole)": 0.625, "variety": 12.5}
+        "recognised": 0.75, "accepted": 0.95, "presence": 0.625, "presence, border alone": 0.5, "variety": 12.5}
     assert (figures["recognised"]["low"], figures["recognised"]["high"]) == (0.7, 0.8)
     assert figures["accepted"]["low"] is None  # the record's interval is that of the gap
     assert figures_of(RECORDS, "nobird") == {}
-    assert headings([{"figures": {"variety": 0}}, {"figures": {"presence (whole)": 0, "recognised": 0}}]) == [
-        "recognised", "presence (whole)", "variety"]
+    assert headings([{"figures": {"variety": 0}}, {"figures": {"presence": 0, "recognised": 0}}]) == [
+        "recognised", "presence", "variety"]
+    text = text_table([{"run": "a", "figures": figures}, {"run": "b", "figures": {}}])
+    text = text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "75.0 % (70.0 % to 80.0 %)" in text and text.splitlines()[2].split() == ["b", *["-"] * 5]
 
 
 def test_the_page_says_what_was_measured_and_escapes_what_it_is_given(tmp_path):

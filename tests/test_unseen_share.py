@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from baselines.probe import draw_latents, make_task
 from config import make_config
+from step import draw_latents, make_task
 from utils import UserError
 
 G = SimpleNamespace(dim_z=4)
 
 
-def task(**settings):
-    return make_task(make_config(dataset="digits", **settings), range(10), 10, "cpu")
+def task(fed=range(10), **settings):
+    return make_task(make_config(dataset="digits", **settings), list(fed), range(10), 10, "cpu")
 
 
 def test_labels_come_in_their_shares():
@@ -37,7 +37,7 @@ def test_no_share_draws_what_was_drawn_before():
 @pytest.mark.parametrize("settings", [{"unseen_share": 1.0}, {"unseen_share": -0.1},
                                       {"unseen_share": 0.2, "balanced_y": True},
                                       {"unseen_share": 0.2, "oracle": True},
-                                      {"unseen_share": 0.2, "method": "naive"}])
+                                      {"unseen_share": 0.2, "fed": [7]}, {"unseen_share": 0.2, "fed": [1, 2]}])
 def test_a_share_that_cannot_be_is_a_sentence(settings):
     with pytest.raises(UserError, match="--unseen_share"):
         task(new_class=["7"], **settings)
