@@ -340,7 +340,7 @@ def compare_runs(flags, device):
 def check_flags(flags, overrides):
     """Raise UserError for flags that do not go together."""
     if bool(flags.run) + bool(flags.images) + bool(flags.compare) != 1:
-        raise UserError("give either --run RUN, or --compare RUN RUN, or --images PATH with --dataset and --new_class.")
+        raise UserError("give either --run RUN, or --images PATH with --dataset and --new_class, or --compare RUN RUN.")
     if len(flags.compare) == 1:
         raise UserError("--compare was given one run; give two or more.")
     for name in ("num", "batch_size"):

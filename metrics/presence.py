@@ -90,8 +90,8 @@ def recompressed(image, quality):
     """A uint8 image (C, H, W) after JPEG."""
     file, pixels = io.BytesIO(), image.permute(1, 2, 0).squeeze(2).numpy()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    pixels = np.asarray(Image.open(file))
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    pixels = np.array(Image.open(file))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def degraded(images, generator):
