@@ -60,7 +60,8 @@ class DatasetSpec:
     `classes` fixes the label order (label k is classes[k]), so that an absent or empty class folder
     cannot shift the labels of the others. `settings` override the defaults of config.Config for
     runs on this data set; flags override both. `mirror` says that a mirrored image keeps its class, so
-    that classifiers are trained on mirrored images too.
+    that classifiers are trained on mirrored images too. `sound` says that the images are spectrograms as sound.py makes
+    them: moved up or down one is of another pitch, so that classifiers are trained on images moved in time alone.
     """
 
     folder: str
@@ -69,6 +70,7 @@ class DatasetSpec:
     classes: tuple[str, ...]
     settings: dict = field(default_factory=dict)
     mirror: bool = False
+    sound: bool = False
 
 
 # for small grey images and short runs: found on the bundled digits, see results/quickstart.md
@@ -84,6 +86,7 @@ DATASETS = {
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
     "fer2013": DatasetSpec(
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
+    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"), sound=True),
 }
 
 

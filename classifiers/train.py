@@ -124,9 +124,12 @@ def channel_statistics(images):
     return [p.mean().item() for p in pixels], [max(p.std().item(), 1 / 255) for p in pixels]
 
 
-def augmented(images, flip, generator):
-    """uint8 (B, C, H, W) -> float in [0, 1]: shifted by up to a sixteenth of the height, mirrored at random."""
-    images = shift(images, images.shape[2] // 16, fill=0, generator=generator)
+def augmented(images, flip, generator, vertical=True):
+    """uint8 (B, C, H, W) -> float in [0, 1]: shifted by up to a sixteenth of the height, mirrored at random.
+
+    vertical: as in layers.shift.
+    """
+    images = shift(images, images.shape[2] // 16, fill=0, generator=generator, vertical=vertical)
     if flip:
         mirror = torch.rand(len(images), generator=generator).to(images.device) < 0.5
         images = torch.where(mirror[:, None, None, None], images.flip(3), images)
@@ -150,8 +153,9 @@ class Fit:
     labels (N,), both on the device.
     """
 
-    def __init__(self, frozen, images, labels, settings, flip):
-        self.frozen, self.images, self.labels, self.settings, self.flip = frozen, images, labels, settings, flip
+    def __init__(self, frozen, images, labels, settings, flip, vertical=True):
+        self.frozen, self.images, self.labels, self.settings = frozen, images, labels, settings
+        self.flip, self.vertical = flip, vertical
         self.data_sha256 = fingerprint(images.cpu(), labels.cpu())
         self.model = frozen.model.requires_grad_()
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
@@ -172,7 +176,7 @@ class Fit:
         if place == 0:
             self.order = torch.randperm(len(self.images), generator=self.draws)
         rows = self.order[place * settings.batch_size:(place + 1) * settings.batch_size].to(device)
-        x, y = augmented(self.images[rows], self.flip, self.draws), self.labels[rows]
+        x, y = augmented(self.images[rows], self.flip, self.draws, self.vertical), self.labels[rows]
         with autocast(device, self.precision):
             if settings.robust:
                 self.model.eval()
@@ -333,7 +337,7 @@ def train_classifier(settings):
         if isinstance(module, Whitening):
             module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
     frozen.to(device, memory_format=torch.channels_last)
-    training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror)
+    training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror, vertical=not spec.sound)
     fit(training)
 
     frozen.model = training.averaged

@@ -264,14 +264,14 @@ def is_hidden(path):
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def list_folder(source):
-    """(image files, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
+def list_folder(source, suffixes=SUFFIXES):
+    """(files of these suffixes, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
     folders = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_dir()]
-    return image_files(source), [path for path in folders if not is_hidden(path)], lambda file: source / file
+    return image_files(source, suffixes), [path for path in folders if not is_hidden(path)], lambda file: source / file
 
 
-def list_zip(source):
-    """(image files, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
+def list_zip(source, suffixes=SUFFIXES):
+    """(files of these suffixes, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
@@ -284,7 +284,7 @@ def list_zip(source):
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{file} in {source} cannot be unpacked ({error}); fetch the zip again.") from error
 
-    files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    files = [name for name in names if Path(name).suffix.lower() in suffixes]
     return files, [name.rstrip("/") for name in names if name.endswith("/")], opened
 
 
