@@ -28,6 +28,7 @@ F0_LOWEST, F0_HIGHEST = 60.0, 500.0  # Hz
 F0_BAND = 800.0  # Hz: the harmonics above it are the first to be lost in noise and on the way through an image
 F0_FRAME, F0_HOP = 768, 256  # samples
 APERIODICITY = 0.35  # of a voiced frame, at most; YIN's absolute threshold
+OCTAVE = 0.1  # by which the dip that is taken may be shallower than the deepest: the deepest can be of two periods
 QUIET = 25.0  # dB below the loudest frame of a clip: a quieter frame is not voiced
 
 # -------------------------------------------------------------------------------- mel spectrograms
@@ -148,8 +149,8 @@ def pitch(waves, batch_size=64):
     """The fundamental frequency of waves (B, T) at RATE: (Hz, voiced), both (B, frames), Hz is NaN where not voiced.
 
     YIN (de Cheveigne and Kawahara, 2002), steps 1 to 5, of what lies below F0_BAND: the first dip of the cumulative
-    mean normalised difference below APERIODICITY, refined by a parabola. Frames of F0_FRAME samples, F0_HOP apart;
-    F0_LOWEST to F0_HIGHEST Hz.
+    mean normalised difference that is below APERIODICITY and within OCTAVE of the deepest, refined by a parabola.
+    Frames of F0_FRAME samples, F0_HOP apart; F0_LOWEST to F0_HIGHEST Hz.
     """
     found = [_yin(part.float()) for part in waves.split(batch_size)]
     return torch.cat([hz for hz, _ in found]), torch.cat([voiced for _, voiced in found])
@@ -174,6 +175,7 @@ def _yin(waves):
     left, middle, right = normalised[..., :-2], normalised[..., 1:-1], normalised[..., 2:]
     dips = (middle <= left) & (middle < right) & (middle < APERIODICITY)
     dips[..., :shortest - 1] = False
+    dips &= middle <= torch.where(dips, middle, APERIODICITY).amin(2, keepdim=True) + OCTAVE
     first = dips.int().argmax(2, keepdim=True)  # of the lags from 1 on
     a, b, c = (part.gather(2, first)[..., 0] for part in (left, middle, right))
     period = first[..., 0] + 1 + (a - c) / (2 * (a - 2 * b + c)).clamp(min=1e-12)

@@ -31,15 +31,15 @@ BEND, POINTS = 6.0, 5  # dB, at this many frequencies equally far apart in mel: 
 SNR = (20.0, 40.0)  # dB, of the noise that is added
 # who, or where, a clip is of: 'actor07' of actor07_03-01.ogg, '3' of dog_bark_3-136288-A.ogg
 GROUP = re.compile(r"(actor\d+)_|_(\d+)-")
-EVALUATOR_SHARE, TEST_SHARE = 1 / 3, 1 / 6  # of the groups of a class; the rest trains the probed classifier and the GAN
+EVALUATOR_SHARE, TEST_SHARE = 1 / 3, 1 / 6  # of the groups of a class; the rest is what is probed and trained on
 
 
 def prepare_sounds(source, spec):
     """(spec, {split: Split}) of sounds in a zip or a folder of <class>/<file> or <split>/<class>/<file>.
 
     spec: a DatasetSpec of one channel; one without classes gets the folders' names. The splits are train, evaluator,
-    for the classifier that judges, and test; of a tree without splits, a third of the groups of a class (speakers, folds)
-    goes to evaluator and a sixth to test, so that nobody is in two. A tree with splits keeps its own test.
+    for the classifier that judges, and test. A third of the groups of a class (speakers, folds) goes to evaluator and a
+    sixth to test, so that nobody is in two; a tree with a test split keeps it.
     Raises UserError for a source that cannot be used, with the path of a file that cannot.
     """
     source = Path(source)
@@ -120,8 +120,8 @@ def read_sound(file, name):
         common = math.gcd(rate, RATE)
         clip = resample_poly(clip, RATE // common, rate // common).astype(np.float32)
     if len(clip) < WINDOW:
-        raise UserError(f"sound {name} lasts {len(clip) / RATE:.2f} s; a window is {WINDOW / RATE:.3f} s. Remove it from "
-                        "the set.")
+        raise UserError(f"sound {name} lasts {len(clip) / RATE:.2f} s, and a window {WINDOW / RATE:.3f} s; remove it "
+                        "from the set.")
     if np.abs(clip).max() < SILENCE:
         raise UserError(f"sound {name} is silent; remove it from the set.")
     return clip, channels

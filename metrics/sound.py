@@ -99,10 +99,11 @@ def some_of(images, labels, label, count, generator):
     return to_unit_range(images[rows[torch.randperm(len(rows), generator=generator)[:count]]])
 
 
-@register("sound", "Of the images made audible: the share whose sound the evaluator recognises (sound_recognition); the "
-          f"mean share of voiced frames; of sounds with {VOICED:.0%} of them, the median pitch in Hz, the share on the "
-          f"side of {SIDE:.0f} Hz on which the class's real voices are, and the pitches' standard deviation, where little "
-          "means collapse; how often pitch and evaluator agree. Key real: of real images that went the same way.",
+@register("sound", "Of the images made audible: the share whose sound the evaluator recognises (sound_recognition); "
+          f"the mean share of voiced frames; of sounds with {VOICED:.0%} of them, the median pitch in Hz, the share on "
+          f"the side of {SIDE:.0f} Hz on which the class's real voices are, and the pitches' standard deviation, where "
+          "little means collapse; how often pitch and evaluator agree. Key real: of real images that went the same "
+          "way.",
           needs=("real", "sound"), parts=("sound_recognition", "voiced_share", "f0_median", "f0_side", "f0_spread",
                                           "sound_agreement"))
 def sound(m):
