@@ -78,11 +78,9 @@ def spread(pitches):
     return pitches.std().item() if len(pitches) > 1 else float("nan")
 
 
-def figures(label, heard, real, sides):
-    """{name: value} of a class's sounds: what `sound` records, as plain numbers, NaN where there is no such sound.
-
-    heard, real: Heard of the images drawn for `label` and of real ones of that class; sides: as `agreement` takes them.
-    """
+def figures(label, heard, sides):
+    """{name: value} of the sounds of a class, `label`: what `sound` records, as plain numbers; NaN where there is no
+    such sound. sides: as `agreement` takes them."""
     found = {"sound_recognition": (heard.judged.argmax(1) == label).float().mean().item(),
              "voiced_share": heard.share.mean().item(),
              "f0_median": heard.pitches.median().item() if len(heard.pitches) else float("nan"),
@@ -112,7 +110,7 @@ def sound(m):
     sides, records = {label: side_of(part) for label, part in real.items()}, []
     for label in m.images.drawn:
         heard = hear(to_unit_range(m.pixels[label][:HEARD]).to(m.device), m.judge)
-        records += records_of(m, label, heard, figures(label, real[label], real[label], sides), sides)
+        records += records_of(m, label, heard, figures(label, real[label], sides), sides)
     return records
 
 
