@@ -104,6 +104,11 @@ def find_dataset(name):
                     "A data set is registered by one entry in utils.DATASETS.")
 
 
+def is_sound(name):
+    """Whether the images of the data set `name` are spectrograms; those of one that is not registered are not."""
+    return name in DATASETS and DATASETS[name].sound
+
+
 def class_label(spec, name):
     """The label of a class given by label ('7') or by name ('horse'). Raises UserError."""
     name = str(name)

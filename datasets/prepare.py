@@ -44,11 +44,14 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
 
     name: 'cifar10' or 'mnist' (downloaded, or taken from `source`), 'digits' (from scikit-learn), or
     any other name for the images in `source`, a zip or a folder of <split>/<class>/<file> or
-    <class>/<file>, with or without a folder around it. resolution in pixels and channels are those of
+    <class>/<file>, with or without a folder around it. Of sounds instead of images datasets.voices makes
+    spectrograms, and evaluator.h5 too. resolution in pixels and channels are those of
     utils.DATASETS where <name> is registered there. A source without a test (or val) split gives the
     share `test_share` of each class to it, evenly spaced in the sorted file names.
     Returns (DatasetSpec, {split: int64 labels}). Raises UserError for a source that cannot be used.
     """
+    from datasets import voices as sounds  # here, since that module writes what this one describes
+
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"'{name}' cannot name a data set: use letters, digits, - and _.")
     if not 0 <= test_share < 1:
@@ -80,6 +83,8 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
         splits = mnist(source)
     elif source is None:
         raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
+    elif sounds.found_in(source):
+        spec, splits = sounds.prepare_sounds(source, spec)
     else:
         spec, splits = from_tree(source, spec, test_share)
     write(Path(data_root) / name, spec, splits)
@@ -123,7 +128,8 @@ def summary(spec, labels, data_root):
         name = spec.folder
         classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
         lines.append("To use it, add this entry to DATASETS in utils.py:")
-        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes})),')
+        sound = ", sound=True" if spec.sound else ""
+        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes}){sound}),')
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import io
 import math
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from tqdm import tqdm
 
 from datasets.prepare import Split, layout, list_folder, list_zip
 from sound import RATE, WINDOW, band_edges, to_images
-from utils import DatasetSpec, UserError, nearest, to_uint8
+from utils import UserError, nearest, to_uint8
 
+SIDES = (64, 128)  # pixels of an image; a coarser one holds no pitch
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff"}
 HIGHEST_RATE = 384_000  # Hz
 FRAME = 320  # samples, 20 ms, of which levels are taken
@@ -34,22 +36,30 @@ GROUP = re.compile(r"(actor\d+)_|_(\d+)-")
 EVALUATOR_SHARE, TEST_SHARE = 1 / 3, 1 / 6  # of the groups of a class; the rest is what is probed and trained on
 
 
+def listed(source):
+    """(sound files, folders, what opens a file) of a zip or a folder, a Path."""
+    return (list_zip if source.is_file() else list_folder)(source, SUFFIXES)
+
+
+def found_in(source):
+    """Whether a zip or a folder holds sounds, and no images."""
+    return bool(listed(source)[0]) and not (list_zip if source.is_file() else list_folder)(source)[0]
+
+
 def prepare_sounds(source, spec):
     """(spec, {split: Split}) of sounds in a zip or a folder of <class>/<file> or <split>/<class>/<file>.
 
-    spec: a DatasetSpec of one channel; one without classes gets the folders' names. The splits are train, evaluator,
-    for the classifier that judges, and test. A third of the groups of a class (speakers, folds) goes to evaluator and a
-    sixth to test, so that nobody is in two; a tree with a test split keeps it.
+    spec: a DatasetSpec of one channel and 64 or 128 pixels; one without classes gets the folders' names. The splits are
+    train, evaluator, for the classifier that judges, and test. A third of the groups of a class (speakers, folds) goes
+    to evaluator and a sixth to test, so that nobody is in two; a tree with a test split keeps it.
     Raises UserError for a source that cannot be used, with the path of a file that cannot.
     """
-    source = Path(source)
-    lister = list_zip if source.is_file() else list_folder
-    files, folders, opened = lister(source, SUFFIXES)
-    if not files:
-        raise UserError(f"--source {source} holds no sounds ({', '.join(sorted(SUFFIXES))}).")
+    if spec.channels != 1 or spec.resolution not in SIDES:
+        raise UserError(f"{source} holds sounds, whose spectrograms have one channel and {SIDES[0]} or {SIDES[1]} "
+                        f"pixels a side; --resolution {spec.resolution} --channels {spec.channels} cannot be made.")
+    files, folders, opened = listed(source)
     members, classes = layout(source, files, folders)
-    if not spec.classes:
-        spec = DatasetSpec(spec.folder, spec.resolution, spec.channels, tuple(sorted(classes)))
+    spec = replace(spec, classes=spec.classes or tuple(sorted(classes)), sound=True)
     for name in sorted(classes):
         if name not in spec.classes:
             raise UserError(f"{source}: '{name}' is not a class of data set {spec.folder} "
@@ -70,13 +80,19 @@ def prepare_sounds(source, spec):
 
 
 def split_of(members):
-    """{(class, file): split} for `members`, {'train' and maybe 'test': [(class, file)]}; no group is in two splits."""
+    """{(class, file): split} for `members`, {'train' and maybe 'test': [(class, file)]}; no group is in two splits.
+
+    Raises UserError for a class with fewer groups than splits.
+    """
     splits = {member: "test" for member in members.get("test", ())}
     groups = {}  # {class: {group: members}}
     for name, file in sorted(members["train"]):
         groups.setdefault(name, {}).setdefault(group_of(file), []).append((name, file))
-    for parts in groups.values():
+    for label, parts in groups.items():
         names, n = sorted(parts, key=lambda group: (len(group), group)), len(parts)
+        if n < (2 if "test" in members else 3):
+            raise UserError(f"class {label} has clips of {n} speakers or folds alone ({', '.join(names)}), too few to "
+                            "keep them apart in train, evaluator and test; add clips of others.")
         for_test = 0 if "test" in members else max(1, math.floor(n * TEST_SHARE))
         judged = max(1, math.floor(n * EVALUATOR_SHARE))
         for i, group in enumerate(names):

@@ -6,8 +6,18 @@ import zipfile
 import numpy as np
 import pytest
 
-from datasets import voices
-from datasets.voices import elsewhere, group_of, prepare_sounds, read_sound, split_of, window_images, window_starts
+from datasets import open_source, voices
+from datasets.prepare import prepare, summary
+from datasets.voices import (
+    elsewhere,
+    found_in,
+    group_of,
+    prepare_sounds,
+    read_sound,
+    split_of,
+    window_images,
+    window_starts,
+)
 from sound import RATE, WINDOW
 from utils import DatasetSpec, UserError
 
@@ -59,6 +69,13 @@ def test_a_split_of_the_source_is_kept():
     found = split_of(members)
     assert found["a", "test/a/9.wav"] == "test" and list(found.values()).count("test") == 1
     assert list(found.values()).count("evaluator") == 2
+
+
+def test_too_few_speakers_to_keep_apart():
+    members = [("a", "a/actor01_1.wav"), ("a", "a/actor01_2.wav"), ("a", "a/actor02_1.wav")]
+    with pytest.raises(UserError, match="class a has clips of 2 speakers or folds alone"):
+        split_of({"train": members})
+    assert len(set(split_of({"train": members, "test": [("a", "test/a/actor03_1.wav")]}).values())) == 3
 
 
 def test_windows_lie_in_the_active_part():
@@ -147,14 +164,25 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
         prepare_sounds(root, SPEC)
 
 
-def test_sources_that_hold_no_sounds(tmp_path):
-    (tmp_path / "men").mkdir()
-    (tmp_path / "men/a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no sounds"):
-        prepare_sounds(tmp_path, SPEC)
+def test_sources_that_do_not_fit(tmp_path):
+    (tmp_path / "images/men").mkdir(parents=True)
+    (tmp_path / "images/men/a.png").write_bytes(b"")
+    assert not found_in(tmp_path / "images")
     made_tree(tmp_path / "made")
     with pytest.raises(UserError, match="'nonhuman' is not a class"):
         prepare_sounds(tmp_path / "made", DatasetSpec("made", 64, 1, ("men", "women")))
+    for resolution, channels in ((32, 1), (64, 3)):
+        with pytest.raises(UserError, match="one channel and 64 or 128 pixels"):
+            prepare_sounds(tmp_path / "made", DatasetSpec("made", resolution, channels, ()))
+
+
+def test_prepared_by_the_command_of_all_sets(tmp_path):
+    spec, labels = prepare("mine", tmp_path / "sets", made_tree(tmp_path / "made"), 128, 1)
+    assert {path.stem for path in (tmp_path / "sets/mine").iterdir()} == {"train", "test", "evaluator"}
+    assert spec.sound and 'DatasetSpec("mine", 128, 1, ("men", "nonhuman"), sound=True)' in summary(
+        spec, labels, tmp_path / "sets")
+    source = open_source(spec, tmp_path / "sets", "evaluator")
+    assert source.image_shape == (1, 128, 128) and len(source) == len(labels["evaluator"]) == 24
 
 
 def test_a_sentence_where_soundfile_is_missing(monkeypatch):
