@@ -16,7 +16,7 @@ from metrics.registry import register
 from sound import to_images, to_waves, voices
 from utils import to_uint8, to_unit_range
 
-HEARD = 200  # images of a class
+HEARD = 100  # images of a class
 VOICED = 0.4  # share of voiced frames from which a sound counts as voiced, and its pitch with it
 SIDE = 190.0  # Hz: the threshold that best tells men from women, 93 % of the voices in data set voices
 FEW = 1 / 3  # of the real voices' spread: a class whose pitch spreads less has collapsed
