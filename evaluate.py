@@ -27,7 +27,7 @@ from classifiers.loading import probed_classifier, refuse_evaluator
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
 from methods import load_run
-from metrics import feature_agreement, protocols  # noqa: F401  they register the measurements
+from metrics import feature_agreement, protocols, sound  # noqa: F401  they register the measurements
 from metrics.compare import figures_of, text_table, write_comparison
 from metrics.features import ClassifierFeatures, InceptionFeatures
 from metrics.images import RunImages, file_images
@@ -45,6 +45,7 @@ from utils import (
     checkpoint_files,
     choose_device,
     find_dataset,
+    is_sound,
     run_main,
     to_uint8,
 )
@@ -73,13 +74,15 @@ def load_evaluator(path, classes, C_path, probed, device):
     return evaluator
 
 
-def chosen_metrics(flags, probed, draws):
+def chosen_metrics(flags, probed, draws, audible):
     """The metrics to measure. Raises UserError for a name that is unknown, or that needs what is not there.
 
-    draws: what a checkpoint says of what it draws; empty for images made elsewhere.
+    draws: what a checkpoint says of what it draws; empty for images made elsewhere. audible: whether the images are
+    spectrograms.
     """
     inception = flags.features == "inception"
-    there = {"real", *draws, *(["probed"] if probed else []), *(["presence"] if flags.presence else [])}
+    given = {"probed": probed, "presence": flags.presence, "sound": audible}
+    there = {"real", *draws, *(name for name, value in given.items() if value)}
     if not flags.metrics:
         return [metric for metric in METRICS.values() if set(metric.needs) <= there]
     metrics = [find_metric(name, inception, flags.num) for name in flags.metrics]
@@ -89,6 +92,9 @@ def chosen_metrics(flags, probed, draws):
         if "presence" in metric.needs and not flags.presence:
             raise UserError(f"metric '{metric.name}' needs to know of what; give an attribute and its value, as in "
                             "--presence place=water.")
+        if "sound" in metric.needs and not audible:
+            raise UserError(f"metric '{metric.name}' is of spectrograms, and the images of this data set are none; "
+                            "leave it out.")
     return metrics
 
 
@@ -108,7 +114,7 @@ class Evaluation:
         self.probed = probed_classifier(settings, classes, device) if settings.C_path else None
         self.probed_labels = self.probed.labels if self.probed else ()
         evaluator = load_evaluator(settings.evaluator, classes, settings.C_path, self.probed, device)
-        self.metrics = chosen_metrics(flags, self.probed, draws)
+        self.metrics = chosen_metrics(flags, self.probed, draws, is_sound(self.dataset))
         self.digest = fingerprint(evaluator.model)
         folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
         self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")

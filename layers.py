@@ -316,14 +316,16 @@ def diff_augment(images, parts):
     return images
 
 
-def shift(images, reach, fill, generator=None):
+def shift(images, reach, fill, generator=None, vertical=True):
     """Move each image of (B, C, H, W) by up to `reach` pixels in each direction; what comes in has the value `fill`.
 
-    The moves are drawn on the generator's device, without one on the images'.
+    vertical: whether up and down too, or sideways alone. The moves are drawn on the generator's device, without one on
+    the images'.
     """
     b, _, height, width = images.shape
     drawn_on = images.device if generator is None else generator.device
     down, right = torch.randint(0, 2 * reach + 1, (2, b, 1), generator=generator, device=drawn_on).to(images.device)
+    down = down if vertical else torch.full_like(down, reach)
     rows = down + torch.arange(height, device=images.device)  # (B, H)
     columns = right + torch.arange(width, device=images.device)  # (B, W)
     padded = F.pad(images, (reach,) * 4, value=fill).permute(0, 2, 3, 1)  # (B, H + 2 reach, W + 2 reach, C)

@@ -8,6 +8,7 @@
     python sample.py --checkpoint RUN --mode npz --num 5000         uint8 arrays, 5000 a class
     python sample.py --checkpoint RUN --mode features               of --method features: other images' features, and
                                                                     walks along --components at --quantiles of them
+    python sample.py --checkpoint RUN --sound                       spectrograms with axes, and a wav file of each
 
 RUN is a run folder (its newest checkpoint) or a checkpoint file. Image i depends on seed --seed + i
 alone, whatever the batch size.
@@ -26,7 +27,18 @@ from config import Config, Parser, add_flags, make_config
 from datasets.sources import image_files, load_image, to_array
 from methods import load_run
 from sampler import make_sampler
-from utils import DATASETS, UserError, choose_device, replacing, run_main, save_grid, to_uint8, to_unit_range
+from sound import save_spectrograms, save_wav, to_waves
+from utils import (
+    DATASETS,
+    UserError,
+    choose_device,
+    is_sound,
+    replacing,
+    run_main,
+    save_grid,
+    to_uint8,
+    to_unit_range,
+)
 
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
@@ -51,6 +63,16 @@ def save_one_class(path, sampler, label, columns, seed):
     images = sampler.class_images(label, range(seed, seed + columns**2))
     names = [f"seed {seed + r * columns}" for r in range(columns)]
     save_grid(path, images.unflatten(0, (columns, columns)), names, caption=row_label(sampler, label))
+
+
+def save_sounds(path, sampler, labels, columns, seed):
+    """Write spectrograms with axes, a row a class, and below the folder `path` without its suffix what each of them
+    sounds like: <class>_<seed>.wav."""
+    rows, names, marked = class_grid(sampler, labels, columns, seed)
+    save_spectrograms(path, rows, names, marked)
+    for row, y in zip(rows, labels, strict=True):
+        for i, samples in enumerate(to_waves(row)):
+            save_wav(path.with_suffix("") / f"{sampler.classes[y]}_{seed + i}.wav", samples)
 
 
 def save_latent_walk(path, sampler, labels, columns, seed):
@@ -150,6 +172,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of image 0; image i has seed + i (default: 0)")
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--sound", action="store_true", help="with --mode grid, of spectrograms: write their sound too")
     parser.add_argument("--out", type=Path, help="file to write (default: samples_<mode>.png or .npz in RUN)")
     group = parser.add_argument_group("weights of BigGAN-PyTorch or ProbeGAN, instead of --checkpoint")
     add_flags(group, names=NETWORK_FLAGS)
@@ -178,9 +201,18 @@ def main():
         raise UserError(f"--mode {mode} walks through a generator of classes, and --method "
                         f"{state['config']['method']} has none; the modes grid, class and npz draw what it made.")
 
+    if flags["sound"] and not is_sound(state["config"]["dataset"]):
+        raise UserError(f"--sound plays spectrograms, and the images of data set {state['config']['dataset']} are "
+                        "none; leave it out.")
+    if flags["sound"] and mode != "grid":
+        raise UserError(f"--sound writes the sound of a grid; leave out --mode {mode}, and name classes with "
+                        "--classes.")
+
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
     out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")
-    if mode == "grid":
+    if flags["sound"]:
+        save_sounds(out, sampler, labels or sampler.drawn, columns, seed)
+    elif mode == "grid":
         save_grid(out, *class_grid(sampler, labels or None, columns, seed))
     elif mode == "class":
         if len(labels or sampler.unseen) != 1:

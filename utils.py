@@ -60,7 +60,8 @@ class DatasetSpec:
     `classes` fixes the label order (label k is classes[k]), so that an absent or empty class folder
     cannot shift the labels of the others. `settings` override the defaults of config.Config for
     runs on this data set; flags override both. `mirror` says that a mirrored image keeps its class, so
-    that classifiers are trained on mirrored images too.
+    that classifiers are trained on mirrored images too. `sound` says that the images are spectrograms as sound.py makes
+    them: moved up or down one is of another pitch, so that classifiers are trained on images moved in time alone.
     """
 
     folder: str
@@ -69,6 +70,7 @@ class DatasetSpec:
     classes: tuple[str, ...]
     settings: dict = field(default_factory=dict)
     mirror: bool = False
+    sound: bool = False
 
 
 # for small grey images and short runs: found on the bundled digits, see results/variety_findings.md
@@ -90,6 +92,7 @@ DATASETS = {
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
     "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), _WATERBIRDS, mirror=True),
     "waterbirds32": DatasetSpec("waterbirds32", 32, 3, ("landbird", "waterbird"), mirror=True),
+    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"), sound=True),
 }
 
 
@@ -105,6 +108,11 @@ def find_dataset(name):
         return base, left_out.split("_")
     raise UserError(f"data set '{name}' is not registered ({nearest(name, DATASETS)}). "
                     "A data set is registered by one entry in utils.DATASETS.")
+
+
+def is_sound(name):
+    """Whether the images of the data set `name` are spectrograms; those of one that is not registered are not."""
+    return name in DATASETS and DATASETS[name].sound
 
 
 def class_label(spec, name):

@@ -230,9 +230,12 @@ def channel_statistics(images):
     return [p.mean().item() for p in pixels], [max(p.std().item(), 1 / 255) for p in pixels]
 
 
-def augmented(images, flip, generator):
-    """uint8 (B, C, H, W) -> float in [0, 1]: shifted by up to a sixteenth of the height, mirrored at random."""
-    images = shift(images, images.shape[2] // 16, fill=0, generator=generator)
+def augmented(images, flip, generator, vertical=True):
+    """uint8 (B, C, H, W) -> float in [0, 1]: shifted by up to a sixteenth of the height, mirrored at random.
+
+    vertical: as in layers.shift.
+    """
+    images = shift(images, images.shape[2] // 16, fill=0, generator=generator, vertical=vertical)
     if flip:
         mirror = torch.rand(len(images), generator=generator).to(images.device) < 0.5
         images = torch.where(mirror[:, None, None, None], images.flip(3), images)
@@ -257,8 +260,8 @@ class Fit:
     an epoch is chosen, or None. `best`: that epoch, its worst group's accuracy and weights, {} for none.
     """
 
-    def __init__(self, frozen, images, labels, settings, flip, objective=None, validation=None):
-        self.frozen, self.images, self.labels, self.settings, self.flip = frozen, images, labels, settings, flip
+    def __init__(self, frozen, images, labels, settings, spec, objective=None, validation=None):
+        self.frozen, self.images, self.labels, self.settings, self.spec = frozen, images, labels, settings, spec
         self.objective, self.validation, self.best = objective or Objective("erm", len(images)), validation, {}
         self.data_sha256 = fingerprint(images.cpu(), labels.cpu())
         self.model = frozen.model.requires_grad_()
@@ -280,7 +283,8 @@ class Fit:
         if place == 0:
             self.order = self.objective.order(self.draws)
         rows = self.order[place * settings.batch_size:(place + 1) * settings.batch_size].to(device)
-        x, y = augmented(self.images[rows], self.flip, self.draws), self.labels[rows]
+        x = augmented(self.images[rows], self.spec.mirror, self.draws, vertical=not self.spec.sound)
+        y = self.labels[rows]
         with autocast(device, self.precision):
             if settings.robust:
                 self.model.eval()
@@ -523,7 +527,7 @@ def train_classifier(settings):
             module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
     frozen.to(device, memory_format=torch.channels_last)
     selecting = validation if settings.groups and settings.select and settings.objective != "dfr" else None
-    training = Fit(frozen, images.to(device), train.labels.to(device), settings, spec.mirror, objective, selecting)
+    training = Fit(frozen, images.to(device), train.labels.to(device), settings, spec, objective, selecting)
     fit(training)
 
     frozen.model = training.averaged

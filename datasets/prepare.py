@@ -60,7 +60,8 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
 
     name: 'cifar10' or 'mnist' (downloaded, or taken from `source`), 'digits' (from scikit-learn), or
     any other name for the images in `source`, a zip or a folder of <split>/<class>/<file> or
-    <class>/<file>, with or without a folder around it. resolution in pixels and channels are those of
+    <class>/<file>, with or without a folder around it. Of sounds instead of images datasets.voices makes
+    spectrograms, and evaluator.h5 too. resolution in pixels and channels are those of
     utils.DATASETS where <name> is registered there. A source without a test (or val) split gives the
     share `test_share` of each class to it, evenly spaced in the sorted file names.
     attributes: columns of `csv`, a file of the source, that are stored beside the labels; that CSV then says each
@@ -68,6 +69,8 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
     species that are labelled wrongly there.
     Returns (DatasetSpec, {split: Split}). Raises UserError for a source that cannot be used.
     """
+    from datasets import voices as sounds  # here, since that module writes what this one describes
+
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"'{name}' cannot name a data set: use letters, digits, - and _.")
     if not 0 <= test_share < 1:
@@ -101,6 +104,8 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
         spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, test_share)
     elif source is None:
         raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
+    elif sounds.found_in(source):
+        spec, splits = sounds.prepare_sounds(source, spec)
     else:
         spec, splits = from_tree(source, spec, test_share)
     write(Path(data_root) / name, spec, splits)
@@ -152,7 +157,8 @@ def summary(spec, splits, data_root):
         name = spec.folder
         classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
         lines.append("To use it, add this entry to DATASETS in utils.py:")
-        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes})),')
+        sound = ", sound=True" if spec.sound else ""
+        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes}){sound}),')
     return "\n".join(lines)
 
 
@@ -348,14 +354,14 @@ def is_hidden(path):
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def list_folder(source):
-    """(image files, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
+def list_folder(source, suffixes=SUFFIXES):
+    """(files of these suffixes, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
     folders = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_dir()]
-    return image_files(source), [path for path in folders if not is_hidden(path)], lambda file: source / file
+    return image_files(source, suffixes), [path for path in folders if not is_hidden(path)], lambda file: source / file
 
 
-def list_zip(source):
-    """(image files, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
+def list_zip(source, suffixes=SUFFIXES):
+    """(files of these suffixes, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError) as error:
@@ -368,7 +374,7 @@ def list_zip(source):
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{file} in {source} cannot be unpacked ({error}); fetch the zip again.") from error
 
-    files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    files = [name for name in names if Path(name).suffix.lower() in suffixes]
     return files, [name.rstrip("/") for name in names if name.endswith("/")], opened
 
 

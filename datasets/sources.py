@@ -121,13 +121,13 @@ class FolderSource:
         return torch.from_numpy(images)
 
 
-def image_files(folder):
-    """Paths of the image files below `folder`, relative to it, '/' between parts, sorted, none hidden."""
+def image_files(folder, suffixes=SUFFIXES):
+    """Paths of the files of these suffixes below `folder`, relative to it, '/' between parts, sorted, none hidden."""
     found = []
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [(Path(where) / name).relative_to(folder).as_posix() for name in files
-                  if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+                  if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
     return sorted(found)
 
 

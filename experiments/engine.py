@@ -31,7 +31,7 @@ from utils import DATASETS, ROOT, UserError, checkpoint_files, nearest, stop_on_
 INDIFFERENT = {"evaluator", "device", "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every",
                "keep"}
 TRAIN, EVALUATE = str(ROOT / "train.py"), str(ROOT / "evaluate.py")
-LAUNCHERS = {"C10": "cifar", "MNIST": "mnist"}
+LAUNCHERS = {"C10": "cifar", "MNIST": "mnist", "voices": "voices"}
 DIGITS = {"robust": "--arch smallcnn --robust l2 --eps 1.25 --steps 3 --epochs 20", "regular":
           "--arch smallcnn --epochs 20", "evaluator": "--arch resnet8 --role evaluator --epochs 12 --seed 1"}
 LOCAL_JOBS = 2  # of submitit's local executor at a time

@@ -75,7 +75,7 @@ class Experiment:
     {name} stands for a value of the protocol. groups: what the groups of rows are. heads: of the columns that name a
     row, the first of which is also that of the seconds. expected: {column: keys of rows, better first}; a row that is
     not named comes last. images(row, run): the (SHOWN, C, H, W) in [-1, 1] of the picture; by default of the group's
-    class.
+    class. save: what writes the picture, with the parameters of utils.save_grid.
     """
 
     stem: str
@@ -87,6 +87,7 @@ class Experiment:
     heads: tuple[str, ...] = ("method", "classifier")
     expected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     images: Callable | None = None
+    save: Callable = save_grid
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -251,7 +252,7 @@ def save_picture(path, experiment, rows):
         blank = torch.ones(SHOWN, spec.channels, spec.resolution, spec.resolution)
         parts.append((experiment.images or draw)(row, run) if run else blank)
         labels.append(f"{row.group}: {row.name}" + ("" if run else " (missing)"))
-    save_grid(path, torch.stack(parts), labels)
+    experiment.save(path, torch.stack(parts), labels)
 
 
 def nodes_of(runs):

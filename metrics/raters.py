@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import torch
 from PIL import Image
 
 from config import Config, Parser
@@ -25,14 +26,17 @@ from methods import load_run
 from metrics.agreement import COLUMNS, HIT_IMAGES, NONE, REAL, key_path, read_answers, read_key, score
 from metrics.images import FileImages, RunImages, file_images
 from sampler import make_sampler
+from sound import to_waves, wav_uri
 from utils import (
     DATASETS,
     DatasetSpec,
     UserError,
     choose_device,
     class_label,
+    is_sound,
     replacing,
     run_main,
+    to_unit_range,
     write_json,
 )
 
@@ -78,6 +82,15 @@ def png(image):
     return buffer.getvalue()
 
 
+def shown(data, audible):
+    """What the page shows of an item, the PNG bytes `data`: its picture, and the sound of one that is a spectrogram."""
+    item = {"src": "data:image/png;base64," + base64.b64encode(data).decode()}
+    if audible:
+        pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))[None, None]  # (1, 1, R, R)
+        item["sound"] = wav_uri(to_waves(to_unit_range(pixels))[0])
+    return item
+
+
 def collect(methods, labels, num, repeats, seed):
     """The page's items as (PNG bytes, facts) pairs, in an order that tells nothing.
 
@@ -113,6 +126,9 @@ def make(flags):
     state = load_run(flags.run)
     config, facts = Config.from_dict(state["config"]), state["dataset"]
     spec = DatasetSpec(config.dataset, facts["resolution"], facts["channels"], tuple(facts["classes"]))
+    audible = is_sound(config.dataset)
+    if audible and flags.mturk is not None:
+        raise UserError(f"--mturk writes pictures alone, and data set {config.dataset} is to be heard; leave it out.")
     labels = sorted({class_label(spec, name) for name in flags.classes}) or list(range(len(spec.classes)))
     if len(labels) < 2:
         raise UserError("--classes names one class, which raters would soon know to be the answer; name at least two.")
@@ -144,8 +160,8 @@ def make(flags):
         raise UserError(f"{key_file} is the key of another page, whose answers need it; choose another --out, or "
                         "delete it.")
     page = {"id": page_id, "classes": list(spec.classes), "none": NONE, "columns": COLUMNS, "side": spec.resolution,
-            "items": [{"id": i, "src": "data:image/png;base64," + base64.b64encode(data).decode()}
-                      for i, (data, _) in zip(ids, items, strict=True)]}
+            "audible": audible,
+            "items": [{"id": i, **shown(data, audible)} for i, (data, _) in zip(ids, items, strict=True)]}
     try:
         write_json(key_file, key)
         write_text(flags.out, TEMPLATES.get_template("raters_page.html.j2").render(page=page))

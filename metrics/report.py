@@ -20,7 +20,9 @@ empty leaves its section out.
     log          list of rows of log.jsonl: {"step": int, name: number, ...}; entries that are not numbers are skipped
     samples      list, a dict a class (unseen ones are put first): {"class": str, "unseen": bool, "images": list of
                  {"pixels": uint8 (H, W) or (H, W, 3), "seed": int, "probed": said, "evaluator": said}}, where
-                 said = {"class": str, "confidence": float in [0, 1]} is the classifier's first choice, or None
+                 said = {"class": str, "confidence": float in [0, 1]} is the classifier's first choice, or None;
+                 optionally sound, the data URI of what an image sounds like, and of a group real, True where its images
+                 are real ones to compare with, which have no seed
     nearest      list, a dict an unseen sample: {"class": str, "pixels": as above, "seed": int,
                  "feature_neighbour": near, "pixel_neighbour": near}, where
                  near = {"pixels": as above, "class": str, "distance": float} is the nearest seen training image; a

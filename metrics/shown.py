@@ -5,7 +5,9 @@ import json
 import torch
 
 from metrics.registry import METRICS
-from utils import to_uint8
+from metrics.sound import some_of
+from sound import coloured, to_waves, wav_uri
+from utils import is_sound, to_uint8, to_unit_range
 
 
 def said_of(probabilities, names):
@@ -19,11 +21,19 @@ def as_pixels(image):
     return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
 
 
-def shown_samples(measured, per_class=(30, 10)):
+def played(images):
+    """What a page shows and plays of spectrograms, uint8 (n, 1, R, R): n dicts of pixels and sound."""
+    return [{"pixels": coloured(image[0].numpy()), "sound": wav_uri(wave)}
+            for image, wave in zip(images, to_waves(to_unit_range(images)), strict=True)]
+
+
+def shown_samples(measured, per_class=(30, 10), real=8):
     """The first images of each class with what the classifiers say of each: `samples` of write_report.
 
-    per_class: how many of an unseen class, and of a seen one.
+    per_class: how many of an unseen class, and of a seen one. Spectrograms come with their sound, and `real` training
+    images of each class beside them, so that one hears what is lost on the way back from any image.
     """
+    audible = is_sound(measured.dataset)
     images, groups = measured.images, []
     probed_names = dict(zip(measured.probed_labels, measured.classes, strict=True))
     for label in images.drawn:
@@ -35,9 +45,14 @@ def shown_samples(measured, per_class=(30, 10)):
         if measured.accepted is not None:
             names = [probed_names.get(k, f"label {k}") for k in range(measured.accepted.shape[1])]
             probed = said_of(measured.accepted[rows][:shown], names)
+        shots = played(pixels) if audible else [{"pixels": as_pixels(image)} for image in pixels]
         groups.append({"class": measured.classes[label], "unseen": unseen, "images": [
-            {"pixels": as_pixels(image), "seed": images.seed(label, i), "probed": probed[i], "evaluator": judged[i]}
-            for i, image in enumerate(pixels)]})
+            {**shot, "seed": images.seed(label, i), "probed": probed[i], "evaluator": judged[i]}
+            for i, shot in enumerate(shots)]})
+        if audible:
+            pixels = to_uint8(some_of(*measured.training_set, label, real, measured.generator()))
+            groups.append({"class": measured.classes[label], "unseen": unseen, "real": True, "images": [
+                {**shot, "seed": None, "probed": None, "evaluator": None} for shot in played(pixels)]})
     return groups
 
 

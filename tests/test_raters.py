@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from test_sample import make_state
 
+import sound
 import utils
 from layers import standing_statistics
 from metrics import raters
@@ -132,6 +133,10 @@ def page_data(out):
     return json.loads(re.search(r"const PAGE = (.*);\n", out.read_text())[1])
 
 
+def grey(src):
+    return np.array(Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2]))))[None]
+
+
 def pixels(src):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))).transpose(2, 0, 1)
 
@@ -168,6 +173,35 @@ def test_the_page_shows_what_the_key_says(world, tmp_path):
     for item, facts in key["items"].items():
         if facts["method"] == "real":
             assert known[shown[item].tobytes()] == facts["class"]
+
+
+@pytest.fixture
+def voices_world(tmp_path, monkeypatch):
+    """The data set voices of noise, and a run of it."""
+    classes = utils.DATASETS["voices"].classes
+    (tmp_path / "voices").mkdir()
+    with h5py.File(tmp_path / "voices/test.h5", "w") as file:
+        file["images"] = np.random.default_rng(0).integers(0, 256, (6, 1, 64, 64), dtype=np.uint8)
+        file["labels"], file.attrs["classes"] = np.arange(6) % 3, list(classes)
+    save_checkpoint(tmp_path / "run", make_state(64, 1, classes, dataset="voices", data_root=str(tmp_path)), keep=1)
+    monkeypatch.setattr("sampler.standing_statistics", functools.partial(standing_statistics, n_passes=1))
+    return tmp_path
+
+
+def test_spectrograms_are_heard(voices_world):
+    make(voices_world, voices_world / "page.html", "--per_class", 1, "--repeats", 1)
+    items = page_data(voices_world / "page.html")["items"]
+    assert len(items) == 2 * 3 + 1
+    for item in items:
+        image = torch.from_numpy(grey(item["src"]))
+        assert item["sound"] == sound.wav_uri(sound.to_waves(utils.to_unit_range(image[None]))[0])
+    html = (voices_world / "page.html").read_text()
+    assert '<audio id="sound" controls>' in html and "media-src data:" in html and "What do you hear?" in html
+
+
+def test_sounds_are_not_sent_to_mechanical_turk(voices_world):
+    with pytest.raises(UserError, match="is to be heard"):
+        make(voices_world, voices_world / "page.html", "--mturk", voices_world / "m", "--base_url", "https://x")
 
 
 def test_the_page_does_not_say_whose_an_image_is(world, tmp_path):

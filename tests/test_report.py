@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metrics.report import (
@@ -22,6 +23,7 @@ from metrics.report import (
     ticks,
     write_report,
 )
+from sound import wav_uri
 from utils import UserError
 
 HOSTILE = '<script>alert(1)</script>"onload="x'
@@ -84,6 +86,21 @@ def test_the_page_fetches_nothing(tmp_path):
     assert len(found) > 30
     assert all(target.startswith(("data:", "#")) for target in found)
     assert "http:" not in html and "https:" not in html
+
+
+def test_sounds_are_played_beside_real_ones(tmp_path):
+    report, uri = make_report(), wav_uri(torch.zeros(100))
+    own = report["samples"][2]
+    for image in own["images"]:
+        image["sound"] = uri
+    shots = [{"pixels": image["pixels"], "sound": uri, "seed": None, "probed": None, "evaluator": None}
+             for image in own["images"][:2]]
+    report["samples"].append({"class": "horse", "unseen": True, "real": True, "images": shots})
+    html = page_of(tmp_path, report)
+    assert html.count("<audio controls") == 6 + 2 and html.count(uri) == 8 and "media-src data:" in html
+    assert "Real image of class horse" in html and html.count('<span class="mark">unseen</span>') == 1
+    assert html.index("Image drawn for class horse") < html.index("Real image of class horse")
+    assert html.index("Real image of class horse") < html.index("Image drawn for class cat")
 
 
 def test_names_are_escaped(tmp_path):

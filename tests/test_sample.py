@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import sample
+import sound
 import utils
 from BigGAN import make_generator
 from config import Config
@@ -22,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 CLASSES = ["cat", "dog", "horse"]
 
 
-def make_state(**settings):
+def make_state(resolution=16, channels=3, classes=CLASSES, **settings):
     config = Config(**{"dataset": "a data set that is registered no more", "new_class": (2,), "G_ch": 2, "dim_z": 12,
                        "shared_dim": 8, "init": "ortho", **settings})
     torch.manual_seed(0)
-    G = make_generator(config, 16, 3, len(CLASSES))
+    G = make_generator(config, resolution, channels, len(classes))
     return {"config": config.as_dict(), "step": 5, "G_ema": G.state_dict(),
-            "draws": find_method(config.method).draws(config, len(CLASSES)),
-            "dataset": {"resolution": 16, "channels": 3, "classes": CLASSES}}
+            "draws": find_method(config.method).draws(config, len(classes)),
+            "dataset": {"resolution": resolution, "channels": channels, "classes": list(classes)}}
 
 
 @pytest.fixture
@@ -49,6 +50,27 @@ def command(*flags):
 def call(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, flags)])
     sample.main()
+
+
+def test_sounds_are_written_beside_their_spectrograms(tmp_path, monkeypatch):
+    classes = utils.DATASETS["voices"].classes
+    save_checkpoint(tmp_path / "run", make_state(64, 1, classes, dataset="voices", new_class=(1,)), keep=1)
+    call(monkeypatch, "--checkpoint", tmp_path / "run", "--sound", "--columns", 2, "--seed", 5, "--device", "cpu")
+    sounds = tmp_path / "run/samples_grid"
+    assert {path.name for path in sounds.iterdir()} == {f"{name}_{seed}.wav" for name in classes for seed in (5, 6)}
+    # the sound of that very image
+    drawn = Sampler(make_state(64, 1, classes, dataset="voices", new_class=(1,)), torch.device("cpu"))
+    waves = sound.to_waves(drawn.class_images(1, (5, 6)))
+    assert (sounds / "women_6.wav").read_bytes() == sound.wav_bytes(waves[1])
+    assert Image.open(tmp_path / "run/samples_grid.png").size[0] > 2 * 128
+
+
+@pytest.mark.parametrize("flags, words", [((), "are none"), (("--mode", "class"), "leave out --mode class")])
+def test_what_has_no_sound(tmp_path, monkeypatch, flags, words):
+    state = make_state(64, 1, utils.DATASETS["voices"].classes, dataset="voices") if flags else make_state()
+    save_checkpoint(tmp_path / "run", state, keep=1)
+    with pytest.raises(utils.UserError, match=words):
+        call(monkeypatch, "--checkpoint", tmp_path / "run", "--sound", "--device", "cpu", *flags)
 
 
 def test_latents_depend_on_their_own_seed_alone():
