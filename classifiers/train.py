@@ -90,8 +90,9 @@ class TrainSettings:
     groups: str = setting("", "attribute that, with the class, makes the groups; accuracies are told by group, and the "
                           "worst group on --validation chooses the epoch")
     select: bool = setting(True, "with --groups, write the epoch best for the worst group; --no-select: the last")
-    dro_step_size: float = setting(0.01, "dro: step size of the groups' weights")
-    dro_adjustment: float = setting(0.0, "dro: C of C / sqrt(n), added to a group's loss where the weights move")
+    dro_step_size: float = setting(0.01, "dro: step size of the groups' weights", above=0)
+    dro_adjustment: float = setting(0.0, "dro: C of C / sqrt(n), added to a group's loss where the weights move",
+                                    least=0)
     confidence: float = setting(0.0, "mean confidence on --validation to which the last layer is scaled; 0 is off")
     arch: str = setting("smallcnn", f"architecture: {', '.join(ARCHITECTURES)}, {OTHERS}")
     init: str = setting("", "start of the weights, for efficientnet-lite0: imagenet, of the optional package; not "
@@ -100,14 +101,16 @@ class TrainSettings:
     out: str = setting("", "file to write; its card goes beside it as <out>.json")
     robust: str = setting("", "norm of the adversary to train against; not given: a regular classifier", NORMS)
     eps: float = setting(0.0, "radius of the adversary on [0,1] pixels: l2 0.5 suits C10, 1.5 MNIST; linf 0.03")
-    steps: int = setting(5, "PGD steps of the adversary while training")
-    epochs: int = setting(15, "passes over the training images")
-    batch_size: int = setting(64, "images a step")
-    lr: float = setting(0.1, "peak of the one-cycle learning rate")
-    weight_decay: float = setting(5e-4, "L2 penalty on the weights")
-    label_smoothing: float = setting(0.0, "probability spread over the wrong classes in the target")
-    ema_decay: float = setting(0.0, "decay a step of the moving average of the weights that is written; 0 is off")
-    num_attacked: int = setting(1000, "test images attacked for the card; 1000 give a standard error of 1.6 points")
+    steps: int = setting(5, "PGD steps of the adversary while training", least=1)
+    epochs: int = setting(15, "passes over the training images", least=1)
+    batch_size: int = setting(64, "images a step", least=1)
+    lr: float = setting(0.1, "peak of the one-cycle learning rate", above=0)
+    weight_decay: float = setting(5e-4, "L2 penalty on the weights", least=0)
+    label_smoothing: float = setting(0.0, "probability spread over the wrong classes in the target", least=0, below=1)
+    ema_decay: float = setting(0.0, "decay a step of the moving average of the weights that is written; 0 is off",
+                               least=0, below=1)
+    num_attacked: int = setting(1000, "test images attacked for the card; 1000 give a standard error of 1.6 points",
+                                least=1)
     seed: int = setting(0, "seed of the initial weights and of all draws")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -131,16 +134,6 @@ class TrainSettings:
         if bool(self.robust) != (self.eps > 0):
             raise UserError(f"--robust '{self.robust}' with --eps {self.eps} is no adversary: give both, as in "
                             "--robust l2 --eps 1.5, or neither for a regular classifier.")
-        for name in ("steps", "epochs", "batch_size", "num_attacked"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.lr > 0 or not self.weight_decay >= 0 or not 0 <= self.label_smoothing < 1 or \
-                not 0 <= self.ema_decay < 1 or not self.dro_step_size > 0 or not self.dro_adjustment >= 0:
-            raise UserError(f"--lr {self.lr}, --weight_decay {self.weight_decay}, --label_smoothing "
-                            f"{self.label_smoothing}, --ema_decay {self.ema_decay}, --dro_step_size "
-                            f"{self.dro_step_size}, --dro_adjustment {self.dro_adjustment}: lr and dro_step_size must "
-                            "be positive, weight_decay and dro_adjustment not negative, label_smoothing and ema_decay "
-                            "in [0, 1).")
 
     @property
     def attack(self):
