@@ -301,7 +301,7 @@ def test_a_stopped_training_goes_on_with_the_groups_weights(world, monkeypatch):
     ({"split": "val"}, "--split val is what --validation names"),
     ({"validation": "other"}, "the other images of colours are missing"),
     ({"init": "imagenet"}, "--init imagenet is for --arch efficientnet-lite0"),
-    ({"dro_step_size": 0.0}, "dro_step_size must"),
+    ({"dro_step_size": 0.0}, "--dro_step_size is 0.0; it must be positive"),
 ])
 def test_settings_that_do_not_go_together(world, changes, message):
     with pytest.raises(UserError, match=message):
