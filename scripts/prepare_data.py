@@ -5,6 +5,9 @@
                    a zip or folder of <split>/<class>/<file>
   digits           scikit-learn's bundled digits, no download
   any other name   your own images: --source ZIP_OR_DIR --resolution 64 --channels 3
+
+It prints what was read as what, and what was passed over. Images are turned as their EXIF orientation says, transparent
+pixels are shown on white, and images of more than 8 bits are scaled by the largest value of the whole set.
 """
 
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Parser  # noqa: E402
+from datasets.layouts import LAYOUTS  # noqa: E402
 from datasets.prepare import prepare, summary  # noqa: E402
 from utils import ROOT, run_main  # noqa: E402
 
@@ -25,9 +29,13 @@ def main():
     parser.add_argument("--channels", type=int, help="1 (grey) or 3 (colour)")
     parser.add_argument("--test_share", type=float, default=0.1,
                         help="share of each class held out where the source has no test or val split (default: 0.1)")
+    parser.add_argument("--layout", default="", choices=("", *LAYOUTS),
+                        help="classes: each folder is a class; splits: folders such as train and test, of classes")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that do not decode, and count them")
     parser.add_argument("--data_root", default=str(ROOT / "datasets"), help="folder to write below (default: datasets)")
     args = parser.parse_args()
-    spec, labels = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share)
+    spec, labels = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share,
+                           args.layout, args.skip_bad, print)
     print(summary(spec, labels, args.data_root))
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from classifiers import FrozenClassifier, load_classifier
-from classifiers.check import calibration_error, check_classifier, held_out_images, main, rewrapped
+from classifiers.check import calibration_error, check_classifier, held_out_images, main
+from classifiers.diagnosis import rewrapped
 from classifiers.train import Fit, TrainSettings, train_classifier
 from utils import DATASETS, UserError, load_torch, run_main, save_torch
 
@@ -52,7 +53,7 @@ def test_a_good_classifier_passes(coloured):
     assert check.problems == [] and check.accuracy == 1.0 and check.images == 200
     assert check.least == pytest.approx(0.25 + 0.3 * 0.75)
     assert 0.25 < check.noise_confidence < 1 and check.gradient_norm > 0
-    assert "100.0% of 200 held-out images" in str(check) and check.as_dict()["passed"]
+    assert "100.0% (95% interval 98.1% to 100.0%) of 200 held-out images" in str(check) and check.as_dict()["passed"]
 
 
 def test_a_wrong_channel_order_is_named(coloured):
