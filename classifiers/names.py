@@ -67,7 +67,8 @@ def prefixes(weights, wanted):
         for name in weights:
             cut = 0
             while True:
-                if name[cut:] in bare:
+                # a prefix that ends in the network's own is counted without either
+                if name[cut:] in bare and not (own and name[:cut].endswith(own)):
                     found[name[:cut], own] = found.get((name[:cut], own), 0) + 1
                 cut = name.find(".", cut) + 1
                 if not cut:

@@ -75,7 +75,7 @@ class HDF5Source:
             classes = [c.decode() if isinstance(c, bytes) else str(c) for c in classes]
             self.left_out = int(file.attrs.get("left_out", 0))
         except (OSError, KeyError, TypeError) as error:
-            if isinstance(error, OSError) and "lock" in str(error):
+            if isinstance(error, OSError) and "unable to lock" in str(error):
                 raise UserError(f"{path} is locked: another program has it open for writing. Wait for that to end, or "
                                 "close it.") from error
             raise UserError(f"{path} is damaged or is not a prepared image set ({error}). "
