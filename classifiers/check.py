@@ -292,8 +292,12 @@ def check_classifier(frozen, images, labels, dataset="", split="test", unseen=()
     pool = torch.cat((images, unseen_x))[shuffled], both[shuffled]
     found = f"it classifies {accuracy:.1%} ({low:.1%} to {high:.1%}) of {len(images)} {KINDS[split]} of seen classes " \
             "rightly"
-    sentence = ""
-    if accuracy < least or not carded:
+    sentence, wrong = "", []
+    if accuracy >= least:
+        found_out = [unseen_problem(record, answers[unseen_y == y], accuracy, frozen, names, role)
+                     for y, record in zip(unseen, records, strict=True)]
+        wrong = [problem for problem in found_out if problem]
+    if not wrong and (accuracy < least or not carded):
         # without a card, a wrong normalisation may cost too little to show but for the comparison
         sentence, better = likeliest_cause(frozen, *pool, names, role)
         present = right.item() / len(both)
@@ -304,6 +308,8 @@ def check_classifier(frozen, images, labels, dataset="", split="test", unseen=()
         why = sentence or "no other range, normalisation, channel order, size or class order is shown to do better: " \
                           "is it trained, and on these classes"
         problems.append(f"{found}; at least {least:.1%} was expected ({least_from}), and {why}.{common}")
+    elif wrong:
+        problems += wrong
     elif sentence:
         problems.append(f"{found}, but {sentence}.")
     elif accuracy < least or not (shown or carded):
@@ -312,8 +318,6 @@ def check_classifier(frozen, images, labels, dataset="", split="test", unseen=()
                         f"in the test split count, too, and never reach the GAN.{common}")
     else:
         for y, record in zip(unseen, records, strict=True):
-            problem = unseen_problem(record, answers[unseen_y == y], accuracy, frozen, names, role)
-            problems += [problem] if problem else []
             if not record["images"] and frozen.labels[y] >= 0:
                 most = logits.softmax(1)[:, frozen.labels[y]].max().item()
                 if most < 1e-3:

@@ -23,6 +23,7 @@ BATCH = 250
 TRIED = 500  # images that the most promising ways are tried on
 FIRST = 100  # and that all ways are
 PROMISING = 4
+EXPLAINED = 0.8  # accuracy from which other sizes are no longer tried
 FEWEST = 20  # images, below which nothing is advised
 SECONDS = 60.0  # after which no further way is tried
 # usual (mean, std) of colour and of grey images in [0, 1]
@@ -38,7 +39,7 @@ SIDES = {3: (32, 64, 128, 224), 1: (28, 32)}
 def interval(hits, n, level=0.95):
     """(low, high) of a share, `hits` of n: Wilson's interval (1927)."""
     found = binomtest(int(hits), int(n)).proportion_ci(level, "wilson")
-    return found.low, found.high
+    return float(found.low), float(found.high)
 
 
 def chance(labels):
@@ -106,28 +107,35 @@ def normalisations(frozen, images, role):
         yield "normalisation", f"{given(*usual)} 0 1", {"mean": usual[0], "std": usual[1]}
 
 
-def other_ways(frozen, images, role="C"):
-    """(causes, flags, changes) of each other way in which a network may want its images, the cheap ones first.
+def ways_of(frozen, images, role="C"):
+    """(ways of the present size, ways of other sizes): (causes, flags, changes) of each in which a network may want its
+    images, the cheap ones first.
 
-    causes: a tuple of words, one a change. Without causes: as it is.
+    causes: a tuple of words, one a change. Without causes: as it is. With another size the order of channels stays.
     """
     usual = [((cause,), flags, changes) for cause, flags, changes in normalisations(frozen, images, role)]
     if frozen.own:
         left_out = ", ".join(flag(role, name) for name in ("mean", "std", "size", "range"))
         usual.insert(0, (("flags given",), f"{left_out} and {flag(role, 'bgr')} left out", frozen.own))
+    usual.insert(0, ((), "", {}))
     sides = sorted({images.shape[2], *SIDES[frozen.channels]} - {frozen.resolution or images.shape[2]})
-    sizes = [((), "", {})] + [(("image size",), f"{flag(role, 'size')} {side}", {"resolution": side}) for side in sides
-                              if not frozen.flat]
+    sizes = [(("image size",), f"{flag(role, 'size')} {side}", {"resolution": side}) for side in sides
+             if not frozen.flat]
     bgr_flag = flag(role, "bgr").replace("--", "--no-") if frozen.bgr else flag(role, "bgr")
     orders = [((), "", {})]
     if frozen.channels == 3:
         orders.append((("channel order",), bgr_flag, {"bgr": not frozen.bgr}))
-    for parts in product(sizes, [((), "", {}), *usual], orders):
-        causes = tuple(cause for part in parts for cause in part[0])
-        if "flags given" in causes and len(causes) > 1:
-            continue  # they hold a size and an order of their own
-        changes = {key: value for part in parts for key, value in part[2].items()}
-        yield causes, " ".join(part[1] for part in (parts[1], parts[2], parts[0]) if part[1]), changes
+
+    def together(*groups):
+        found = []
+        for parts in product(*groups):
+            causes = tuple(cause for part in parts for cause in part[0])
+            if "flags given" not in causes or len(causes) == 1:  # those hold a size and an order of their own
+                changes = {key: value for part in parts for key, value in part[2].items()}
+                found.append((causes, " ".join(part[1] for part in parts if part[1]), changes))
+        return sorted(found, key=lambda way: way[2].get("resolution", 0)) if groups[1] is sizes else found
+
+    return together(usual, orders), together(usual, sizes)
 
 
 def best_order(predicted, labels, frozen):
@@ -186,12 +194,15 @@ def likeliest_cause(frozen, images, labels, names=(), role="C"):
     """
     images, labels = images[:TRIED], labels[:TRIED]
     ways, began, left = [], time.monotonic(), 0
-    every = [Way(frozen, *way) for way in other_ways(frozen, images, role)]
-    for way in tqdm(every, desc="other ways of loading", unit="way", delay=2, leave=False, disable=None):
-        if ways and time.monotonic() - began > SECONDS:
-            left += 1
-        elif way.try_on(images[:FIRST], labels[:FIRST]):
-            ways.append(way)
+    for group in ways_of(frozen, images, role):
+        if any(way.best() >= EXPLAINED for way in ways):
+            break
+        for way in tqdm(group, desc="other ways of loading", unit="way", delay=2, leave=False, disable=None):
+            tried = Way(frozen, *way)
+            if ways and time.monotonic() - began > SECONDS:
+                left += 1
+            elif tried.try_on(images[:FIRST], labels[:FIRST]):
+                ways.append(tried)
     if not ways:
         return "", 0.0
     present = next((way for way in ways if not way.causes), None)
