@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_png
 from tqdm import tqdm
 
 from utils import ROOT, UserError, nearest
@@ -178,9 +177,21 @@ def plain(image):
     return image
 
 
-def is_deep_png(data):
-    """Whether the bytes of a file are a PNG of 16 bits with colour or alpha, which Pillow cuts to 8."""
-    return data[:4] == b"\x89PNG" and data[24:25] == b"\x10" and data[25:26] in b"\x02\x04\x06"
+def deep_png(data):
+    """The pixels (H, W, 3), on white, of the bytes of a PNG of 16 bits and colours, which Pillow cuts to 8; else None.
+
+    Pillow takes the first byte of each number; told that the bytes are in the other order, it takes the second.
+    """
+    if data[:4] != b"\x89PNG" or data[24:25] != b"\x10" or data[25:26] not in (b"\x02", b"\x06"):
+        return None
+    halves = []
+    for order in "BL":
+        with Image.open(io.BytesIO(data)) as image:
+            image.tile = [tile._replace(args=f"{image.mode};16{order}") for tile in image.tile]
+            halves.append(np.asarray(ImageOps.exif_transpose(image)).astype(np.float64))
+    pixels = 256 * halves[0] + halves[1]
+    opaque = pixels[:, :, 3:] / 65535 if pixels.shape[2] == 4 else 1.0
+    return pixels[:, :, :3] * opaque + 65535 * (1 - opaque)
 
 
 def deep_pixels(data):
@@ -188,13 +199,8 @@ def deep_pixels(data):
 
     Raises ValueError for pixels of a kind without a fixed range.
     """
-    if is_deep_png(data):
-        pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
-        colours = pixels[:-1].astype(np.float64) if len(pixels) in (2, 4) else pixels
-        if len(pixels) in (2, 4):
-            opaque = pixels[-1] / 65535
-            colours = colours * opaque + 65535 * (1 - opaque)  # on white
-        return colours[0] if len(colours) == 1 else colours.transpose(1, 2, 0)
+    if (pixels := deep_png(data)) is not None:
+        return pixels
     with Image.open(io.BytesIO(data)) as image:
         if not image.mode.startswith("I") and image.mode != "F":
             return None
