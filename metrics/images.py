@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.sources import image_files, plain
+from datasets.sources import image_files, is_not_the_users, plain
 from utils import UserError, class_label, nearest, to_uint8
 
 BANDS = {1: "one channel", 3: "three channels"}
@@ -80,7 +80,7 @@ def folder_images(path, spec, new_class, num):
     Raises UserError for a folder that is empty, a class that is unknown or has too few images, and, as they are
     read, for an image that does not decode or has not the data set's size and channels.
     """
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_not_the_users(entry.name))
     if not folders:
         raise UserError(f"{path} holds no images as <class>/<file>; make a folder for each class of {spec.folder}, "
                         f"such as {path / spec.classes[(new_class or [0])[0]]}.")
