@@ -40,6 +40,10 @@ HARDER = 0.5  # least share of the accuracy on seen classes that an unseen one m
 LAYOUT = 1  # of a kept check: raised when its content changes
 
 
+class NoImages(UserError):
+    """There is nothing that the classifier could be checked on."""
+
+
 @dataclass(frozen=True)
 class Check:
     """What the check found. Accuracies and confidences are shares in [0, 1]; low and high are 95 % intervals."""
@@ -223,8 +227,8 @@ def held_out_images(spec, data_root, unseen, num):
             parts.append((read_all(source, rows), source.labels[rows]))
             splits.append(split)
     if not parts:
-        raise UserError(f"data set {spec.folder} holds no image of a seen class, on which the classifier could be "
-                        "checked; add images, or give --skip_classifier_check.")
+        raise NoImages(f"data set {spec.folder} holds no image of a seen class, on which the classifier could be "
+                       "checked; add images, or give --skip_classifier_check.")
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     return images, labels, " and ".join(splits)
 
@@ -252,9 +256,9 @@ def check_classifier(frozen, images, labels, dataset="", split="test", unseen=()
     stands_for = torch.tensor(frozen.labels)[labels]
     images, labels, stands_for = (values[stands_for >= 0] for values in (images, labels, stands_for))
     if not len(images):
-        raise UserError(f"there is no image to check the classifier on: {flag(role, 'class_map')} leaves every seen "
-                        f"class 'none', or the {split} split is empty. Map at least one seen class, or give "
-                        "--skip_classifier_check.")
+        raise NoImages(f"there is no image to check the classifier on: {flag(role, 'class_map')} leaves every seen "
+                       f"class 'none', or the {split} split is empty. Map at least one seen class, or give "
+                       "--skip_classifier_check.")
     # in random order: the first of them stand for all
     order = balanced(labels, len(labels), seed=1)
     images, labels, stands_for = images[order], labels[order], stands_for[order]
@@ -329,9 +333,17 @@ def check_classifier(frozen, images, labels, dataset="", split="test", unseen=()
 def preflight(frozen, config, spec, num=2000, role="C"):
     """The Check of a run's classifier: on at most `num` held-out images of its seen classes, and on test images of the
     unseen ones."""
-    images, labels, split = held_out_images(spec, config.data_root, config.new_class, num)
-    shown = unseen_images(spec, config.data_root, config.new_class)
-    return check_classifier(frozen, images, labels, config.dataset, split, config.new_class, shown, spec.classes, role)
+    try:
+        images, labels, split = held_out_images(spec, config.data_root, config.new_class, num)
+        shown = unseen_images(spec, config.data_root, config.new_class)
+        return check_classifier(frozen, images, labels, config.dataset, split, config.new_class, shown, spec.classes,
+                                role)
+    except NoImages as error:
+        if not config.skip_classifier_check:
+            raise
+        return Check(images=0, split="test", accuracy=0.0, low=0.0, high=1.0, chance=1.0, least=0.0,
+                     least_from="there is nothing to go by", confidence=0.0, calibration_error=0.0,
+                     noise_confidence=0.0, gradient_norm=0.0, problems=[str(error)])
 
 
 def kept_preflight(frozen, config, spec, folder, num=2000, role="evaluator"):

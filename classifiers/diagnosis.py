@@ -161,27 +161,28 @@ class Way:
 
     def __init__(self, frozen, causes, flags, changes):
         self.frozen, self.causes, self.flags, self.changes = frozen, causes, flags, changes
-        self.hits, self.reordered, self.predicted = None, None, None
+        self.hits, self.reordered, self.predicted, self.labels = None, None, None, None
 
-    def try_on(self, images, labels):
-        """Classify uint8 images (N, C, H, W). Returns whether the network takes them so."""
+    def try_on(self, images, labels, seconds):
+        """Classify uint8 images (N, C, H, W), or as many as these seconds allow. Returns whether it takes them."""
         try:
-            self.predicted = logits_of(rewrapped(self.frozen, **self.changes), images).argmax(1)
+            self.predicted = logits_of(rewrapped(self.frozen, **self.changes), images, seconds).argmax(1)
         except Exception:  # foreign code refuses in many ways
             return False
-        self.hits = self.predicted == torch.tensor(self.frozen.labels)[labels]
+        self.labels = labels[:len(self.predicted)]
+        self.hits = self.predicted == torch.tensor(self.frozen.labels)[self.labels]
         if len(self.frozen.labels) <= self.frozen.num_classes:
-            self.reordered = reordered_hits(self.predicted, labels, self.frozen)
+            self.reordered = reordered_hits(self.predicted, self.labels, self.frozen)
         return True
 
-    def found(self, labels, role):
-        """(hits, number of changes, cause, flags) without and with another class order."""
-        yield self.hits, len(self.causes), " and ".join(self.causes), self.flags
+    def found(self, role):
+        """(hits, number of changes, cause, flags, labels) without and with another class order."""
+        yield self.hits, len(self.causes), " and ".join(self.causes), self.flags, self.labels
         if self.reordered is not None:
-            order = best_order(self.predicted, labels, self.frozen).tolist()
+            order = best_order(self.predicted, self.labels, self.frozen).tolist()
             map_flag = f"{flag(role, 'class_map')} {' '.join(map(str, order))}"
             yield (self.reordered, len(self.causes) + 1, " and ".join((*self.causes, "class order")),
-                   f"{self.flags} {map_flag}".strip())
+                   f"{self.flags} {map_flag}".strip(), self.labels)
 
     def best(self):
         return max(part.float().mean().item() for part in (self.hits, self.reordered) if part is not None)
@@ -201,7 +202,7 @@ def likeliest_cause(frozen, images, labels, names=(), role="C"):
             tried = Way(frozen, *way)
             if ways and time.monotonic() - began > SECONDS:
                 left += 1
-            elif tried.try_on(images[:FIRST], labels[:FIRST]):
+            elif tried.try_on(images[:FIRST], labels[:FIRST], SECONDS / len(group)):
                 ways.append(tried)
     if not ways:
         return "", 0.0
@@ -209,15 +210,15 @@ def likeliest_cause(frozen, images, labels, names=(), role="C"):
     promising = sorted(ways, key=lambda way: (-way.best(), len(way.causes)))[:PROMISING]
     promising += [present] if present and present not in promising else []
     if len(images) > FIRST:
-        promising = [way for way in promising if way.try_on(images, labels)]
+        promising = [way for way in promising if way.try_on(images, labels, SECONDS / len(promising))]
     accuracy = present.hits.float().mean().item() if present and present in promising else 0.0
-    found = [part for way in promising for part in way.found(labels, role) if part[1]]
-    if not found or len(images) < FEWEST:
+    found = [part for way in promising for part in way.found(role) if part[1] and len(part[0]) >= FEWEST]
+    if not found:
         return "", accuracy
     # of the ways that come within 2 points of the best, the one with the fewest changes
     best = max(hits.float().mean().item() for hits, *_ in found)
     near = [part for part in found if part[0].float().mean().item() >= best - 0.02]
-    hits, _, cause, flags = min(near, key=lambda part: (part[1], -part[0].float().mean().item()))
+    hits, _, cause, flags, labels = min(near, key=lambda part: (part[1], -part[0].float().mean().item()))
     better = hits.float().mean().item()
     low, _ = interval(hits.sum(), len(hits), 1 - 0.05 / (2 * len(ways)))
     if low <= max(accuracy, chance(labels)):

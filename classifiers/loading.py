@@ -185,6 +185,8 @@ def load_model(file, asked, classes, channels, path):
     if also:
         file.notes.append(f"taken are the weights {' of '.join(filter(None, reversed(chosen))) or 'at the top'}; "
                           f"{asked.flag('weights')} takes others: {', '.join(also)}")
+    elif fitted.prefix and not file.said:
+        file.notes.append(f"their names lose the prefix '{fitted.prefix}'")
     if fitted.strays and not file.said:
         file.notes.append(f"passed over beside the network's weights: {', '.join(list(fitted.strays)[:4])}"
                           + (f" and {len(fitted.strays) - 4} more" if len(fitted.strays) > 4 else ""))
