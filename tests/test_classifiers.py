@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from classifiers import ARCHITECTURES, FrozenClassifier, build, load_classifier, register
-from classifiers.train import TrainSettings, augmented, channel_statistics, main, train_classifier
+from classifiers.train import TrainSettings, augmented, channel_statistics, main, report, train_classifier
 from classifiers.whitening import Whitening
 from datasets.prepare import prepare
 from layers import shift
@@ -376,3 +376,17 @@ def test_an_evaluator_can_be_trained_on_a_split_of_its_own(digits_root, tmp_path
     for split, words in (("test", "--split test is what the card"), ("more", "the more images of digits are missing")):
         with pytest.raises(UserError, match=words):
             train_classifier(TrainSettings(**common, split=split, out=str(tmp_path / "d.pt")))
+
+
+def test_a_card_without_test_images_has_no_figures_and_no_nan(tmp_path, capsys):
+    (tmp_path / "digits").mkdir()
+    for split, count in (("train", 40), ("test", 0)):
+        with h5py.File(tmp_path / "digits" / f"{split}.h5", "w") as file:
+            file["images"] = torch.randint(256, (count, 1, 16, 16), dtype=torch.uint8).numpy()
+            file["labels"] = torch.arange(count).numpy() % 10
+            file.attrs["classes"] = list("0123456789")
+    _, card = train_classifier(TrainSettings(dataset="digits", epochs=1, batch_size=20, out=str(tmp_path / "c.pt"),
+                                             data_root=str(tmp_path)))
+    assert card["clean_accuracy"]["overall"] is None and card["pgd_accuracy"]["overall"] is None
+    assert "NaN" not in (tmp_path / "c.pt.json").read_text()
+    assert report(card).splitlines()[1].split() == ["overall", "-", "-"]
