@@ -212,7 +212,7 @@ def test_stray_missing_and_prefixed_names(tmp_path, kind, suffix):
         torch.testing.assert_close(frozen(images()), expected(model, images()))
         assert (frozen.arch, frozen.num_classes, frozen.channels) == ("resnet8", 5, 3)
     if kind in ("loss weights", "projector"):
-        assert "passed over beside the network's weights" in frozen.notes[0]
+        assert "passed over beside the network's weights" in frozen.notes[1]
 
 
 def test_other_networks_are_not_taken_for_this_one():
