@@ -315,9 +315,13 @@ class JsonLines:
             file.write(json.dumps(record) + "\n")
 
 
+# what batch systems and closing terminals send, besides Ctrl-C
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
 @contextmanager
 def stop_on_signal():
-    """Yield a function that tells whether SIGTERM or Ctrl-C has arrived; a second Ctrl-C interrupts."""
+    """Yield a function that tells whether one of STOPPING has arrived; a second Ctrl-C interrupts."""
     received = []
 
     def note(number, _frame):
@@ -325,7 +329,7 @@ def stop_on_signal():
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield lambda: received[0] if received else None
     finally:
