@@ -93,8 +93,9 @@ class Losses:
     D2_reg_coeff: float = setting(1e-4, "weight of E[D_u^2] in the losses of D and G", least=0)
     drift: float = setting(1e-3, "weight of E[D_u(real)^2] in D's loss where D2_reg_coeff is 0", least=0)
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
-    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; "
-                                       "--diffaug alone is none", ("color", "translation", "cutout"), or_none=True)
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, time (sideways alone), "
+                                       "cutout; not the paper's; --diffaug alone is none",
+                                       ("color", "translation", "time", "cutout"), or_none=True)
 
 
 @dataclass(frozen=True)
