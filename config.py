@@ -50,6 +50,7 @@ class Data:
 
     dataset: str = setting("C10", "registered data set (utils.DATASETS); C10_wo_7 means C10 with --new_class 7")
     new_class: tuple[int, ...] = setting((), "unseen classes y*, by label or name; left out of the image set")
+    only: tuple[str, ...] = setting((), "show D the images alone that have these values of attributes, as place=land")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     oracle: bool = setting(False, "keep the images of y* in the set: the bound that no probe can pass")
     augment: str = setting("none", "augmentation of the real images", ("none", "flip", "crop", "flip_crop"))
@@ -93,6 +94,8 @@ class Losses:
     D2_reg_coeff: float = setting(1e-4, "weight of E[D_u^2] in the losses of D and G", least=0)
     drift: float = setting(1e-3, "weight of E[D_u(real)^2] in D's loss where D2_reg_coeff is 0", least=0)
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
+    unseen_share: float = setting(0.0, "share of y* among the fakes; 0: as often as each other class, the paper's",
+                                  least=0, below=1)
     diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, time (sideways alone), "
                                        "cutout; not the paper's; --diffaug alone is none",
                                        ("color", "translation", "time", "cutout"), or_none=True)
@@ -182,6 +185,9 @@ class Config(Machine, Optimisation, Networks, Losses, Classifier, Data):
                             "two different numbers, as --C_range 0 255.")
         if self.C_size < 0:
             raise UserError(f"--C_size is {self.C_size}; it must be a number of pixels, or 0.")
+        if self.unseen_share and self.balanced_y:
+            raise UserError("--unseen_share says how often y* is drawn, and --balanced_y that each class is drawn "
+                            "equally often; leave one out.")
         if not 0 < self.prob_clip <= 1:
             raise UserError(f"--prob_clip is {self.prob_clip}; it must be a probability above 0; 1 is off.")
 

@@ -4,6 +4,7 @@
     python evaluate.py --run RUN --evaluator evaluator.pt               all measurements of a run, as a table
     python evaluate.py --run RUN --evaluator evaluator.pt --report      and RUN/report.html
     python evaluate.py --run R1 R2 R3 --evaluator evaluator.pt          several seeds, each and together
+    python evaluate.py --compare R1 R2 R3 --report                      their unseen class side by side: compare.html
     python evaluate.py --images PATH --dataset C10 --new_class horse --evaluator evaluator.pt
                               images made elsewhere: a folder of <class>/<file>, or an npz of sample.py
 
@@ -27,13 +28,15 @@ from config import Config, Parser, add_flags, make_config
 from datasets import open_source
 from methods import load_run
 from metrics import feature_agreement, protocols, sound  # noqa: F401  they register the measurements
+from metrics.compare import figures_of, text_table, write_comparison
 from metrics.features import ClassifierFeatures, InceptionFeatures
 from metrics.images import RunImages, file_images
 from metrics.intervals import combine_seeds
 from metrics.measured import Measured
+from metrics.presence import Presence
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
-from metrics.shown import report_of
+from metrics.shown import as_pixels, json_lines, report_of
 from metrics.variety import sentence
 from sampler import make_sampler
 from utils import (
@@ -44,9 +47,11 @@ from utils import (
     find_dataset,
     is_sound,
     run_main,
+    to_uint8,
 )
 
 NEWEST, GIVEN, TARGET_FREE = "newest checkpoint", "given checkpoint", "target-free selection"
+COMPARED = 16  # images of each run in the comparison
 ORACLE = "oracle selection (uses real images of the unseen class)"
 
 SETTINGS = ("dataset", "new_class", "data_root", "C_path", "C_arch", "C_mean", "C_std", "C_size", "C_range", "C_bgr",
@@ -76,13 +81,17 @@ def chosen_metrics(flags, probed, draws, audible):
     spectrograms.
     """
     inception = flags.features == "inception"
+    given = {"probed": probed, "presence": flags.presence, "sound": audible}
+    there = {"real", *draws, *(name for name, value in given.items() if value)}
     if not flags.metrics:
-        there = {"real", *draws} | ({"probed"} if probed else set()) | ({"sound"} if audible else set())
-        return [metric for metric in METRICS.values() if there >= set(metric.needs)]
+        return [metric for metric in METRICS.values() if set(metric.needs) <= there]
     metrics = [find_metric(name, inception, flags.num) for name in flags.metrics]
     for metric in metrics:
         if "probed" in metric.needs and not probed:
             raise UserError(f"metric '{metric.name}' looks at the probed classifier; give it with --C_path.")
+        if "presence" in metric.needs and not flags.presence:
+            raise UserError(f"metric '{metric.name}' needs to know of what; give an attribute and its value, as in "
+                            "--presence place=water.")
         if "sound" in metric.needs and not audible:
             raise UserError(f"metric '{metric.name}' is of spectrograms, and the images of this data set are none; "
                             "leave it out.")
@@ -112,6 +121,7 @@ class Evaluation:
         self.extractor = self.judge
         if flags.features == "inception":
             self.extractor = InceptionFeatures(flags.inception_weights, device)
+        self.presence = Presence(flags.presence, self.dataset, self.data_root) if flags.presence else None
         if flags.report or any("real" in metric.needs for metric in self.metrics):
             self.require_real()
 
@@ -126,7 +136,7 @@ class Evaluation:
     def measure(self, images, metrics, selection):
         """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
         measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
-                            self.data_root, self.device, self.flags.batch_size)
+                            self.data_root, self.device, self.flags.batch_size, presence=self.presence)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         about = {"step": images.step, "first_seed": images.first_seed, "time": now, "selection": selection,
                  "evaluator_sha256": self.digest}
@@ -309,10 +319,40 @@ def combine(runs, found):
     return combined
 
 
+def compare_runs(flags, device):
+    """Print the figures of runs, as they stand in their results.jsonl, side by side; with --report the page, too.
+
+    Raises UserError for runs of other classes, or with other unseen ones.
+    """
+    rows, unseen = [], None
+    for run in flags.compare:
+        state, _ = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
+        home = run if run.is_dir() else run.parent.parent
+        sampler, records = make_sampler(state, device), json_lines(home / "results.jsonl")
+        own = tuple(state["draws"]["new_class"]), sampler.classes
+        if unseen not in (None, own) or len(own[0]) != 1:
+            raise UserError(f"{run} draws another unseen class than {flags.compare[0]}, or several; runs of one unseen "
+                            "class can be compared.")
+        unseen, label = own, own[0][0]
+        images = to_uint8(sampler.class_images(label, range(flags.seed, flags.seed + COMPARED))) if flags.report else []
+        figures = figures_of([record for record in records if record["step"] == state["step"]], sampler.classes[label])
+        rows.append({"run": home.name, "classifier": state["config"]["C_path"], "step": state["step"],
+                     "images": [as_pixels(image) for image in images], "figures": figures,
+                     "warnings": [] if figures else ["nothing was measured at this step; measure it with --run."]})
+    print(text_table(rows))
+    if flags.report:
+        path = flags.compare[0].resolve().parent / "compare.html"
+        write_comparison(path, {"unseen": sampler.classes[label], "rows": rows,
+                                "seeds": list(range(flags.seed, flags.seed + COMPARED))})
+        print(f"  the comparison: {path}")
+
+
 def check_flags(flags, overrides):
     """Raise UserError for flags that do not go together."""
-    if bool(flags.run) == bool(flags.images):
-        raise UserError("give either --run RUN, or --images PATH with --dataset and --new_class.")
+    if bool(flags.run) + bool(flags.images) + bool(flags.compare) != 1:
+        raise UserError("give either --run RUN, or --images PATH with --dataset and --new_class, or --compare RUN RUN.")
+    if len(flags.compare) == 1:
+        raise UserError("--compare was given one run; give two or more.")
     for name in ("num", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be at least 1.")
@@ -340,6 +380,8 @@ def main():
                                                     for name, metric in METRICS.items()))
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="run folders: best.pt of each where there is "
                         "one, else its newest checkpoint; or checkpoint files")
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN",
+                        help="runs of one unseen class, measured before, to be set side by side")
     parser.add_argument("--images", type=Path, help="images made elsewhere, instead of --run")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="what to measure (default: all)")
     parser.add_argument("--num", type=int, default=5000, help="images a class (default: 5000)")
@@ -349,7 +391,9 @@ def main():
     parser.add_argument("--inception_weights", type=Path, help="weights of the FID network, for --features inception")
     parser.add_argument("--oracle_select", action="store_true",
                         help="measure the checkpoint that real images of the unseen class prefer, and say so")
-    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--presence", default="", metavar="NAME=VALUE",
+                        help="value of an attribute of the data set to look for in the images, as place=water")
+    parser.add_argument("--report", action="store_true", help="also write report.html, or compare.html")
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add_flags(parser.add_argument_group("the judge, and what --images are of (a run knows its own)"), names=SETTINGS)
@@ -359,6 +403,9 @@ def main():
     device = choose_device(flags.device)
     if flags.images:
         evaluate_images(flags, overrides, device)
+        return
+    if flags.compare:
+        compare_runs(flags, device)
         return
     found = [evaluate_run(run, flags, overrides, device) for run in flags.run]
     if len(found) > 1:

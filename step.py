@@ -11,7 +11,7 @@ import torch
 import probegan_losses as losses
 import processes
 from layers import diff_augment
-from utils import to_unit_range
+from utils import UserError, to_unit_range
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,37 @@ class Task:
     C_weights: torch.Tensor  # (classifier's n_classes,) weights in eq. (4)
     C_coeff: torch.Tensor  # (), lambda_g of eq. (1), which may move with time
     balanced: bool  # draw each class equally often in a batch
+    unseen_share: float = 0.0  # of y* among the fakes; 0: as each class comes
     spreads: torch.Tensor | None = None  # (n_classes,) how far apart the images of each class are to lie
 
 
 def make_task(config, fed, C_labels, C_classes, device):
     """The Task of a Config. fed: the labels that fakes are drawn for. C_labels: the classifier's label of each class,
-    -1 for none; C_classes: how many it has."""
+    -1 for none; C_classes: how many it has. Raises UserError for a share of y* among fakes of no other class."""
     unseen = [] if config.oracle else list(config.new_class)
     C_weights = torch.ones(C_classes)
     for y in unseen:
         C_weights[C_labels[y]] = config.C_new_coeff
     tensors = (torch.tensor(fed), torch.tensor(unseen, dtype=torch.long), torch.tensor(C_labels), C_weights,
                torch.tensor(config.C_coeff))
-    return Task(*(tensor.to(device) for tensor in tensors), config.balanced_y)
+    if config.unseen_share and not 0 < len(set(unseen) & set(fed)) < len(fed):
+        raise UserError(f"--unseen_share {config.unseen_share} shares the fakes among y* and seen classes; leave it "
+                        "out with a method, or an oracle, that does not draw both.")
+    return Task(*(tensor.to(device) for tensor in tensors), config.balanced_y, config.unseen_share)
 
 
 def draw_latents(G, task, batch_size, device):
-    """z (B, dim_z) ~ N(0, 1) and labels y (B,), uniform over the classes that fakes are drawn for."""
+    """z (B, dim_z) ~ N(0, 1) and labels y (B,), uniform over the classes that fakes are drawn for.
+
+    With an unseen_share a label is one of y* with that probability, and uniform on either side.
+    """
     z = torch.randn(batch_size, G.dim_z, device=device)
     n = len(task.fake_classes)
+    if task.unseen_share:
+        seen = task.fake_classes[~torch.isin(task.fake_classes, task.unseen)]
+        seen_labels, unseen_labels = (side[torch.randint(len(side), (batch_size,), device=device)]
+                                      for side in (seen, task.unseen))
+        return z, torch.where(torch.rand(batch_size, device=device) < task.unseen_share, unseen_labels, seen_labels)
     if task.balanced:  # in turn, from a class drawn at random
         places = (torch.randint(n, (1,), device=device) + torch.arange(batch_size, device=device)) % n
     else:

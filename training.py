@@ -44,7 +44,7 @@ class Training:
         refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
         self.C_sha256 = fingerprint(self.C.model)
         source = open_source(spec, config.data_root, "train")
-        indices, self.audit, guard = leave_out(source, spec, config.new_class, keep_unseen=config.oracle)
+        indices, self.audit, guard = leave_out(source, spec, config.new_class, config.oracle, config.only)
         if config.batch_size % processes.size():
             raise UserError(f"--batch_size {config.batch_size} cannot be shared by {processes.size()} processes; give "
                             "a multiple of their number.")

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from classifiers.densenet import DenseNetBC
+from classifiers.efficientnet_lite import USUAL, EfficientNetLite0
 from classifiers.narrow import NarrowResNet, NarrowVGG
 from classifiers.resnet import resnet8, resnet18, resnet50
 from classifiers.resnet9 import ResNet9
@@ -24,6 +25,7 @@ from classifiers.wideresnet import WideResNet
 from utils import UserError, nearest
 
 ARCHITECTURES = {}
+USUAL_OF = {"efficientnet-lite0": USUAL}  # what `find` says of registered ones, where it is anything
 FAMILIES = {"wrn": WideResNet, "densenet-bc": DenseNetBC}  # <name>-<depth>-<width>
 OTHERS = "wrn-D-K, densenet-bc-D-K, torchvision:NAME, timm:NAME or package.module:factory"
 
@@ -46,7 +48,7 @@ def find(arch):
     is unknown, or whose library or module cannot be imported.
     """
     if arch in ARCHITECTURES:
-        return ARCHITECTURES[arch], {}
+        return ARCHITECTURES[arch], USUAL_OF.get(arch, {})
     family = re.fullmatch(r"(.+?)-(\d+)-(\d+)", arch)
     if family and family[1] in FAMILIES:
         return partial(FAMILIES[family[1]], int(family[2]), int(family[3])), {}
@@ -137,3 +139,4 @@ register("resnet50", resnet50)
 register("vgg7", VGG7)
 register("narrow_resnet", NarrowResNet)
 register("narrow_vgg", NarrowVGG)
+register("efficientnet-lite0", EfficientNetLite0)

@@ -19,6 +19,7 @@ from classifiers.frozen import FrozenClassifier
 from classifiers.loading import probed_classifier
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
+from datasets.attributes import attributes_of, kept_rows, parse_only
 from datasets.sources import read_all
 from utils import DATASETS, UserError, choose_device, run_main, to_unit_range
 
@@ -212,15 +213,17 @@ def behaviour_problems(frozen, images):
 # ---------------------------------------------------------------------------------------- whole
 
 
-def held_out_images(spec, data_root, unseen, num):
-    """(images uint8 (n, C, H, W), labels (n,), split): at most `num` of the test split, none of an unseen class."""
+def held_out_images(spec, data_root, unseen, num, only=()):
+    """(images uint8 (n, C, H, W), labels (n,), split): at most `num` of the test split, none of an unseen class, and
+    those alone that the filters `only` keep."""
     split = "test"
     try:
         source = open_source(spec, data_root, split)
     except UserError:
         split = "train"  # a data set may have no test split; its images are then not held out, and the check says so
         source = open_source(spec, data_root, split)
-    rows = (~torch.isin(source.labels, torch.tensor(unseen, dtype=torch.long))).nonzero().flatten()
+    kept = kept_rows(attributes_of(source)[0], parse_only(only), len(source), f"the {split} split of {spec.folder}")
+    rows = (kept & ~torch.isin(source.labels, torch.tensor(unseen, dtype=torch.long))).nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:num]].sort().values
     return read_all(source, rows), source.labels[rows], split
 
@@ -263,7 +266,7 @@ def check_classifier(frozen, images, labels, dataset="", split="test"):
 
 def preflight(frozen, config, spec, num=2000):
     """The Check of a run's probed classifier, on at most `num` held-out images of its seen classes."""
-    images, labels, split = held_out_images(spec, config.data_root, config.new_class, num)
+    images, labels, split = held_out_images(spec, config.data_root, config.new_class, num, config.only)
     return check_classifier(frozen, images, labels, config.dataset, split)
 
 

@@ -2,8 +2,11 @@
 
     python -m classifiers.train --dataset digits --arch smallcnn --robust l2 --eps 1.5 --steps 3 --out robust.pt
 
+    python -m classifiers.train --dataset waterbirds --objective dro --groups place --out dro.pt
+
 Adversarial training follows Madry et al. (2018): each batch is replaced by its PGD adversary, computed in
-eval mode. SGD with Nesterov momentum; one cycle of the learning rate, as in Smith & Topin (2018).
+eval mode. SGD with Nesterov momentum; one cycle of the learning rate, as in Smith & Topin (2018). With --groups, the
+epoch is chosen by the accuracy of the worst group on the validation split.
 """
 
 import copy
@@ -18,16 +21,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.attacks import NORMS, pgd
+from classifiers.efficientnet_lite import EfficientNetLite0
 from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
+from classifiers.groups import (
+    BALANCED,
+    OBJECTIVES,
+    Objective,
+    answers,
+    following,
+    group_accuracies,
+    require_groups,
+    retrain_last_layer,
+    set_confidence,
+    worst_group,
+)
 from classifiers.whitening import SAMPLE, Whitening
 from config import Parser, add_flags, check_settings, setting
-from datasets import load_split
+from datasets import open_source, read_all
+from datasets.absence import image_hashes
+from datasets.attributes import (
+    attributes_of,
+    find_attribute,
+    group_names,
+    groups_of,
+    kept_rows,
+    parse_only,
+    require_classes,
+)
 from layers import shift
 from machine import choose_precision, tune
 from utils import (
@@ -36,6 +61,7 @@ from utils import (
     UserError,
     autocast,
     choose_device,
+    find_dataset,
     load_torch,
     run_main,
     save_torch,
@@ -56,19 +82,35 @@ class TrainSettings:
     dataset: str = setting("C10", "registered data set (utils.DATASETS), prepared by scripts/prepare_data.py")
     split: str = setting("train", "split to train on; a set with a further one, as extra.h5, gives an evaluator that "
                          "saw other images")
+    validation: str = setting("val", "split that --groups, --objective dfr and --confidence look at")
+    test: str = setting("test", "split that the card's accuracies are measured on")
+    labels: str = setting("", "attribute whose values are to be told apart instead of the classes, as place")
+    only: tuple[str, ...] = setting((), "train on the images alone that have these values, as background=usual")
+    objective: str = setting("erm", "how groups of images are treated (classifiers/groups.py)", OBJECTIVES)
+    groups: str = setting("", "attribute that, with the class, makes the groups; accuracies are told by group, and the "
+                          "worst group on --validation chooses the epoch")
+    select: bool = setting(True, "with --groups, write the epoch best for the worst group; --no-select: the last")
+    dro_step_size: float = setting(0.01, "dro: step size of the groups' weights", above=0)
+    dro_adjustment: float = setting(0.0, "dro: C of C / sqrt(n), added to a group's loss where the weights move",
+                                    least=0)
+    confidence: float = setting(0.0, "mean confidence on --validation to which the last layer is scaled; 0 is off")
     arch: str = setting("smallcnn", f"architecture: {', '.join(ARCHITECTURES)}, {OTHERS}")
+    init: str = setting("", "start of the weights, for efficientnet-lite0: imagenet, of the optional package; not "
+                        "given: random", ("imagenet",))
     role: str = setting("", "evaluator: a classifier that judges images and may never be probed", ("evaluator",))
     out: str = setting("", "file to write; its card goes beside it as <out>.json")
     robust: str = setting("", "norm of the adversary to train against; not given: a regular classifier", NORMS)
     eps: float = setting(0.0, "radius of the adversary on [0,1] pixels: l2 0.5 suits C10, 1.5 MNIST; linf 0.03")
-    steps: int = setting(5, "PGD steps of the adversary while training")
-    epochs: int = setting(15, "passes over the training images")
-    batch_size: int = setting(64, "images a step")
-    lr: float = setting(0.1, "peak of the one-cycle learning rate")
-    weight_decay: float = setting(5e-4, "L2 penalty on the weights")
-    label_smoothing: float = setting(0.0, "probability spread over the wrong classes in the target")
-    ema_decay: float = setting(0.0, "decay a step of the moving average of the weights that is written; 0 is off")
-    num_attacked: int = setting(1000, "test images attacked for the card; 1000 give a standard error of 1.6 points")
+    steps: int = setting(5, "PGD steps of the adversary while training", least=1)
+    epochs: int = setting(15, "passes over the training images", least=1)
+    batch_size: int = setting(64, "images a step", least=1)
+    lr: float = setting(0.1, "peak of the one-cycle learning rate", above=0)
+    weight_decay: float = setting(5e-4, "L2 penalty on the weights", least=0)
+    label_smoothing: float = setting(0.0, "probability spread over the wrong classes in the target", least=0, below=1)
+    ema_decay: float = setting(0.0, "decay a step of the moving average of the weights that is written; 0 is off",
+                               least=0, below=1)
+    num_attacked: int = setting(1000, "test images attacked for the card; 1000 give a standard error of 1.6 points",
+                                least=1)
     seed: int = setting(0, "seed of the initial weights and of all draws")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -78,21 +120,20 @@ class TrainSettings:
     def __post_init__(self):
         check_settings(self)
         find(self.arch)
-        if self.split == "test":
-            raise UserError("--split test is what the card's accuracy is measured on; train on another split.")
+        if self.split in (self.test, self.validation):
+            purpose = "the card's accuracy is measured on" if self.split == self.test else "--validation names"
+            raise UserError(f"--split {self.split} is what {purpose}; train on another split.")
+        if self.objective != "erm" and not self.groups:
+            raise UserError(f"--objective {self.objective} treats groups of images; name the attribute that makes them "
+                            "with --groups, as in --groups place.")
+        parse_only(self.only)
+        if self.init and self.arch != "efficientnet-lite0":
+            raise UserError(f"--init {self.init} is for --arch efficientnet-lite0, not {self.arch}.")
         if not self.out or Path(self.out).is_dir():
             raise UserError(f"--out '{self.out}' is not a file name; give one, as in --out runs/classifiers/robust.pt.")
         if bool(self.robust) != (self.eps > 0):
             raise UserError(f"--robust '{self.robust}' with --eps {self.eps} is no adversary: give both, as in "
                             "--robust l2 --eps 1.5, or neither for a regular classifier.")
-        for name in ("steps", "epochs", "batch_size", "num_attacked"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.lr > 0 or not self.weight_decay >= 0 or not 0 <= self.label_smoothing < 1 or \
-                not 0 <= self.ema_decay < 1:
-            raise UserError(f"--lr {self.lr}, --weight_decay {self.weight_decay}, --label_smoothing "
-                            f"{self.label_smoothing}, --ema_decay {self.ema_decay}: lr must be positive, weight_decay "
-                            "not negative, label_smoothing and ema_decay in [0, 1).")
 
     @property
     def attack(self):
@@ -104,12 +145,70 @@ class TrainSettings:
         """The command line that makes this classifier."""
         words = ["python", "-m", "classifiers.train"]
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default:
-                words += [f"--{field.name}", str(getattr(self, field.name))]
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{field.name}" if value else f"--no-{field.name}")
+            else:
+                words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
         return shlex.join(words)
 
 
 # ------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a split: uint8 (N, C, H, W); what they are to be taken for, int64 (N,); and their groups.
+
+    values, groups: int64 (N,), of the attribute that makes groups, None where there is none; names: of all groups.
+    note: what the split lacks.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    values: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
+    names: tuple[str, ...] = ()
+    note: str = ""
+
+
+def load_images(settings, split, only=()):
+    """The Images of one split that have the values `only`, as TrainSettings say. Raises UserError as open_source does,
+    and for an attribute or a value that the split does not have."""
+    name, left_out = find_dataset(settings.dataset)
+    if left_out:
+        raise UserError(f"'{settings.dataset}' leaves classes out; a classifier is trained and tested on all classes: "
+                        f"give '{name}'.")
+    spec = DATASETS[name]
+    source = open_source(spec, settings.data_root, split)
+    (attributes, note), where = attributes_of(source), f"the {split} split of {name}"
+    only, labels = parse_only(only), source.labels
+    kept = kept_rows(attributes, only, len(labels), where)
+    require_classes(labels, kept, spec.classes, range(len(spec.classes)), only)
+    rows, values, groups, names = kept.nonzero()[:, 0], None, None, ()
+    if settings.labels:
+        attribute = find_attribute(attributes, settings.labels, where)
+        if len(attribute.values) != len(spec.classes):
+            raise UserError(f"--labels {settings.labels}: the attribute has the values {', '.join(attribute.values)}, "
+                            f"and {name} has {len(spec.classes)} classes; name one with a value for each class.")
+        labels = attribute.of
+    labels = labels[rows]
+    if settings.groups:
+        attribute = find_attribute(attributes, settings.groups, where).only(rows)
+        values, groups = attribute.of, groups_of(labels, attribute)
+        names = group_names(spec.classes, settings.groups, attribute.values)
+    return Images(read_all(source, rows), labels, values, groups, names, note)
+
+
+def require_apart(train, other, split, other_split):
+    """Raise UserError where more than one in a hundred of the other split's images are among the training images."""
+    known = set(image_hashes(train.images))
+    shared = sum(digest in known for digest in image_hashes(other.images))
+    if shared > len(other.images) / 100:
+        raise UserError(f"{shared} of the {len(other.images)} images of --split {split} and of {other_split} are the "
+                        "same; what was trained on cannot be measured on: name a split of other images.")
 
 
 def fingerprint(images, labels):
@@ -150,16 +249,17 @@ class Fit:
     """One training in progress; `state()` is all that going on with it needs.
 
     frozen: the network to train, wrapped with its mean and standard deviation; images uint8 (N, C, H, W) and
-    labels (N,), both on the device.
+    labels (N,), both on the device; objective: how they are drawn and weighed; validation: Images by whose worst group
+    an epoch is chosen, or None. `best`: that epoch, its worst group's accuracy and weights, {} for none.
     """
 
-    def __init__(self, frozen, images, labels, settings, flip, vertical=True):
-        self.frozen, self.images, self.labels, self.settings = frozen, images, labels, settings
-        self.flip, self.vertical = flip, vertical
+    def __init__(self, frozen, images, labels, settings, spec, objective=None, validation=None):
+        self.frozen, self.images, self.labels, self.settings, self.spec = frozen, images, labels, settings, spec
+        self.objective, self.validation, self.best = objective or Objective("erm", len(images)), validation, {}
         self.data_sha256 = fingerprint(images.cpu(), labels.cpu())
         self.model = frozen.model.requires_grad_()
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        self.steps_per_epoch = len(images) // settings.batch_size
+        self.steps_per_epoch = self.objective.length // settings.batch_size
         self.total = settings.epochs * self.steps_per_epoch
         self.average = EMA(self.model, self.averaged, settings.ema_decay, start=self.steps_per_epoch)
         self.optimizer = torch.optim.SGD(self.model.parameters(), settings.lr, momentum=0.9, nesterov=True,
@@ -174,9 +274,10 @@ class Fit:
         settings, device = self.settings, self.images.device
         place = self.step % self.steps_per_epoch
         if place == 0:
-            self.order = torch.randperm(len(self.images), generator=self.draws)
+            self.order = self.objective.order(self.draws)
         rows = self.order[place * settings.batch_size:(place + 1) * settings.batch_size].to(device)
-        x, y = augmented(self.images[rows], self.flip, self.draws, self.vertical), self.labels[rows]
+        x = augmented(self.images[rows], self.spec.mirror, self.draws, vertical=not self.spec.sound)
+        y = self.labels[rows]
         with autocast(device, self.precision):
             if settings.robust:
                 self.model.eval()
@@ -184,7 +285,7 @@ class Fit:
                         generator=self.attack_draws)
             self.model.train()
             logits = self.frozen.logits01(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        loss = self.objective.loss(logits, y, rows, settings.label_smoothing)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * one_cycle((self.step + 1) / self.total)
         self.optimizer.zero_grad()
@@ -194,12 +295,25 @@ class Fit:
         self.average.update(self.step)
         return loss.detach(), (logits.detach().argmax(1) == y).float().mean()
 
+    def consider(self):
+        """Keep the weights of this epoch where the worst group of the validation images fares best so far."""
+        if self.validation is None:
+            return
+        self.frozen.model = self.averaged.eval()
+        predicted = answers(self.frozen, self.validation.images).argmax(1)
+        self.frozen.model = self.model
+        worst = worst_group(predicted == self.validation.labels, self.validation.groups)
+        if worst >= self.best.get("worst_group_accuracy", 0.0):
+            self.best = {"epoch": self.step // self.steps_per_epoch, "worst_group_accuracy": worst,
+                         "weights": copy.deepcopy(self.averaged.state_dict())}
+
     def state(self):
         return {"settings": dataclasses.asdict(self.settings), "data_sha256": self.data_sha256, "step": self.step,
                 "order": self.order, "seconds": self.seconds, "precision": self.precision,
                 "model": self.model.state_dict(),
                 "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "draws": self.draws.get_state(), "attack_draws": self.attack_draws.get_state()}
+                "draws": self.draws.get_state(), "attack_draws": self.attack_draws.get_state(), "best": self.best,
+                "objective": self.objective.state()}
 
     def load_state(self, state):
         self.step, self.order, self.seconds = state["step"], state["order"], state["seconds"]
@@ -208,6 +322,8 @@ class Fit:
             getattr(self, name).load_state_dict(state[name])
         self.draws.set_state(state["draws"].cpu())
         self.attack_draws.set_state(state["attack_draws"].cpu())
+        self.best = state.get("best", {})
+        self.objective.load_state(state.get("objective", {}))
 
 
 def load_progress(path, training):
@@ -247,6 +363,8 @@ def fit(training):
             if (epoch_ended or stopped()) and not loss.isfinite():
                 raise UserError(f"the loss became {loss.item()} by step {training.step} and no classifier was written; "
                                 f"lower --lr (it is {settings.lr}).")
+            if epoch_ended:
+                training.consider()
             if epoch_ended or stopped():
                 save_torch(progress, training.state())
             if stopped():
@@ -300,6 +418,33 @@ def measure(frozen, images, labels, classes, settings):
             "pgd_accuracy": accuracies(attacked, labels[rows], classes), "attack": attack}
 
 
+def measure_groups(frozen, test, settings):
+    """The card's `groups`: accuracy of each, the worst, and how the predictions follow the attribute.
+
+    following: P(prediction = value | class != value), where each value goes with a class; else None.
+    """
+    predicted = answers(frozen, test.images).argmax(1)
+    accuracy = group_accuracies(predicted == test.labels, test.groups, test.names)
+    paired = len(test.names) == frozen.num_classes ** 2
+    return {"attribute": settings.groups, "accuracy": accuracy,
+            "worst": min(accuracy, key=lambda name: accuracy[name]["rate"]),
+            "following": following(predicted, test.labels, test.values) if paired else None}
+
+
+def report_groups(groups):
+    """The card's `groups` as text."""
+    lines = [f"{'group':>30}  accuracy"]
+    for name, share in groups["accuracy"].items():
+        worst = "  worst" if name == groups["worst"] else ""
+        lines.append(f"{name:>30}  {share['rate']:6.1%} ({share['low']:.1%} to {share['high']:.1%}) of "
+                     f"{share['of']}{worst}")
+    if groups["following"]:
+        share = groups["following"]
+        lines.append(f"where class and {groups['attribute']} disagree, {share['rate']:.1%} ({share['low']:.1%} to "
+                     f"{share['high']:.1%}) follow the {groups['attribute']}")
+    return "\n".join(lines)
+
+
 def report(card):
     """The card's accuracies as text: overall and a line a class."""
     clean, robust, attack = card["clean_accuracy"], card["pgd_accuracy"], card["attack"]
@@ -313,6 +458,38 @@ def report(card):
 # ---------------------------------------------------------------------------------------- whole
 
 
+def make_objective(settings, train, device):
+    """The Objective that TrainSettings ask for. Raises UserError where a group that it needs has no image."""
+    if settings.objective in BALANCED:
+        require_groups(train.groups, train.names, settings.split, f"--objective {settings.objective} draws from")
+    return Objective(settings.objective, len(train.images), train.groups, len(train.names), settings.dro_step_size,
+                     settings.dro_adjustment, device)
+
+
+def load_validation(settings, train):
+    """The validation Images where the settings look at any, else None. Raises UserError for a group without images."""
+    if not (settings.groups and (settings.select or settings.objective == "dfr") or settings.confidence):
+        return None
+    validation = load_images(settings, settings.validation)
+    require_apart(train, validation, settings.split, f"--validation {settings.validation}")
+    if settings.groups:
+        require_groups(validation.groups, validation.names, settings.validation, "--groups judges by")
+    return validation
+
+
+def finish(frozen, validation, settings, seed):
+    """Fit the last layer anew and scale it, where the settings say so; returns what the card says of it."""
+    found = {}
+    if settings.objective == "dfr":
+        found["dfr_C"] = retrain_last_layer(frozen, validation.images, validation.labels, validation.groups, seed)
+    if settings.confidence:
+        usual = slice(None)
+        if validation.groups is not None and len(validation.names) == frozen.num_classes ** 2:
+            usual = validation.labels == validation.values  # images on which classifiers of all kinds agree
+        found["temperature"] = set_confidence(frozen, validation.images[usual], settings.confidence)
+    return found
+
+
 def train_classifier(settings):
     """Train as `settings` (TrainSettings) say; write settings.out and its card, settings.out + '.json'.
 
@@ -320,34 +497,50 @@ def train_classifier(settings):
     weights. Raises UserError for missing data, a batch larger than the set, or a loss that is not finite.
     """
     device, code = choose_device(settings.device), commit()
-    images, labels = load_split(settings.dataset, settings.data_root, settings.split)
-    test_images, test_labels = load_split(settings.dataset, settings.data_root, "test")
-    spec = DATASETS[settings.dataset]
-    if settings.batch_size > len(images):
-        raise UserError(f"--batch_size {settings.batch_size} is larger than the {len(images)} training images of "
-                        f"{settings.dataset}; give at most {len(images)}.")
+    train, test = load_images(settings, settings.split, settings.only), load_images(settings, settings.test)
+    require_apart(train, test, settings.split, f"--test {settings.test}")
+    validation, objective = load_validation(settings, train), make_objective(settings, train, device)
+    images, spec = train.images, DATASETS[settings.dataset]
+    if settings.batch_size > objective.length:
+        raise UserError(f"--batch_size {settings.batch_size} is larger than the {objective.length} training images of "
+                        f"{settings.dataset}; give at most {objective.length}.")
     channels, resolution = images.shape[1:3]
+    usual = find(settings.arch)[1] if settings.init else {}
     # the caller's random state is not this function's to move
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build(settings.arch, len(spec.classes), channels)
-    frozen = FrozenClassifier(model, len(spec.classes), channels, resolution, *channel_statistics(images),
+    if isinstance(model, EfficientNetLite0) and settings.init:
+        model.load_imagenet()
+    mean, std = (usual["mean"], usual["std"]) if usual else channel_statistics(images)
+    frozen = FrozenClassifier(model, len(spec.classes), channels, usual.get("resolution", resolution), mean, std,
                               settings.arch, spec.classes, role=settings.role)
     for module in model.modules():
         if isinstance(module, Whitening):
             module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
     frozen.to(device, memory_format=torch.channels_last)
-    training = Fit(frozen, images.to(device), labels.to(device), settings, flip=spec.mirror, vertical=not spec.sound)
+    selecting = validation if settings.groups and settings.select and settings.objective != "dfr" else None
+    training = Fit(frozen, images.to(device), train.labels.to(device), settings, spec, objective, selecting)
     fit(training)
 
     frozen.model = training.averaged
+    chosen = {}
+    if training.best:
+        frozen.model.load_state_dict(training.best["weights"])
+        chosen = {name: training.best[name] for name in ("epoch", "worst_group_accuracy")}
+    finished = finish(frozen.eval(), validation, settings, settings.seed)
     round_to_file(frozen, settings.out)
-    card = {"command": settings.command, "commit": code, **dataclasses.asdict(settings),
+    card = {"command": settings.command, "commit": code, **dataclasses.asdict(settings), "only": list(settings.only),
             "parameters": sum(value.numel() for value in model.parameters()), "train_images": len(images),
-            "data_sha256": training.data_sha256, "test_images": len(test_images),
-            "test_sha256": fingerprint(test_images, test_labels),
-            **measure(frozen, test_images, test_labels, spec.classes, settings),
-            "seconds": round(training.seconds, 1), "torch": str(torch.__version__)}
+            "data_sha256": training.data_sha256, "test_images": len(test.images),
+            "test_sha256": fingerprint(test.images, test.labels),
+            **({"images_missing": train.note} if train.note else {}),
+            **measure(frozen, test.images, test.labels, spec.classes, settings)}
+    if settings.groups:
+        counts = torch.bincount(train.groups, minlength=len(train.names)).tolist()
+        card["groups"] = {**measure_groups(frozen, test, settings), "chosen": chosen,
+                          "train_images": dict(zip(train.names, counts, strict=True))}
+    card |= {**finished, "seconds": round(training.seconds, 1), "torch": str(torch.__version__)}
     frozen.card = card
     save_classifier(settings.out, frozen)
     write_json(f"{settings.out}.json", card)
@@ -362,6 +555,8 @@ def main():
     tune(choose_device(settings.device))
     _, card = train_classifier(settings)
     print(report(card))
+    if settings.groups:
+        print(report_groups(card["groups"]))
     print(f"{card['seconds']:.0f} s; written to {settings.out} and {settings.out}.json")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from datasets.attributes import attributes_of, filter_audit, kept_rows, parse_only, require_classes
 from datasets.sources import in_chunks
 from utils import UserError
 
@@ -47,18 +48,23 @@ class AbsenceGuard:
                                        f"discriminator under the label {int(labels[row])}; {CHANGED}")
 
 
-def leave_out(source, spec, unseen, keep_unseen=False):
+def leave_out(source, spec, unseen, keep_unseen=False, only=()):
     """Choose the images of `source` that training may use, and say which.
 
     unseen: labels of the unseen classes. Their images are left out, and so is any image of another
-    class whose pixels equal theirs. With keep_unseen (the oracle) every image is kept.
+    class whose pixels equal theirs. With keep_unseen (the oracle) every image is kept. only: filters such as
+    'place=land'; images of other values are left out as those of an unseen class are, copies of them too.
     Returns (indices int64 (n,) in the source's order, audit, AbsenceGuard); `audit` holds plain values
     for JSON. Its sha256 runs over the pixels (uint8, C, H, W) and then the label (int64, little-endian)
     of each used image in order. Raises UserError where a class that should be seen has no image.
     """
     unseen = sorted(set(unseen))
     absent = [] if keep_unseen else unseen
-    is_absent = torch.isin(source.labels, torch.tensor(absent, dtype=torch.int64))
+    is_unseen = torch.isin(source.labels, torch.tensor(absent, dtype=torch.int64))
+    attributes, only = attributes_of(source)[0], parse_only(only)
+    kept_by_filter = kept_rows(attributes, only, len(source), f"the image set of {spec.folder}")
+    require_classes(source.labels, kept_by_filter, spec.classes, set(range(len(spec.classes))) - set(absent), only)
+    is_absent = is_unseen | ~kept_by_filter
     left_out = {}
     for chunk in in_chunks(is_absent.nonzero().flatten(), "hashing left-out images"):
         for i, digest in zip(chunk, image_hashes(source.read(chunk)), strict=True):
@@ -84,12 +90,16 @@ def leave_out(source, spec, unseen, keep_unseen=False):
 
     names = ", ".join(spec.classes[label] for label in unseen)
     if not keep_unseen:
-        statement = f"No image of {names} was used: {int(is_absent.sum())} images were left out by label"
-        statement += f", and {len(duplicates)} exact duplicates of them under other labels."
+        statement = f"No image of {names} was used: {int(is_unseen.sum())} images were left out by label"
+        statement += f", and {len(duplicates)} exact duplicates of {'those left out' if only else 'them'} under other "
+        statement += "labels or values." if only else "labels."
     elif unseen:
         statement = f"ORACLE: images of {names} WERE used ({sum(counts[label] for label in unseen)} images)."
     else:
         statement = "ORACLE: no class was left out; images of every class were used."
+    if only:
+        values = " and ".join(f"{name} {value}" for name, value in only.items())
+        statement += f" Of the others only those with {values} were used."
     audit = {
         "statement": statement,
         "oracle": keep_unseen,
@@ -100,7 +110,8 @@ def leave_out(source, spec, unseen, keep_unseen=False):
         "images_per_class": dict(zip(spec.classes, counts, strict=True)),
         "images_used": len(kept),
         "sha256": used.hexdigest(),
-        "unseen_images_left_out": int(is_absent.sum()),
+        "unseen_images_left_out": int(is_unseen.sum()),
         "duplicates_removed": duplicates,
+        **(filter_audit(source.labels, attributes, only, kept_by_filter, indices, spec.classes) if attributes else {}),
     }
     return indices, audit, AbsenceGuard({label: spec.classes[label] for label in absent}, left_out)

@@ -11,16 +11,25 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 import torchvision
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from datasets.attributes import (
+    Columns,
+    attributes_from,
+    group_names,
+    groups_of,
+    read_table,
+    waterbirds_table,
+    write_attributes,
+)
 from datasets.sources import BUILT_IN, MODES, SUFFIXES, image_files, load_image, to_array
 from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
 
@@ -29,17 +38,24 @@ RESOLUTIONS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 2
 
 @dataclass(frozen=True)
 class Split:
-    """Images on their way into a file: labels, int64 (N,), and read(i) -> uint8 (C, H, W)."""
+    """Images on their way into a file: labels, int64 (N,), and read(i) -> uint8 (C, H, W).
+
+    attributes: {name: datasets.attributes.Attribute}; note: what the split lacks, in words.
+    """
 
     labels: np.ndarray
     read: Callable
+    attributes: dict = field(default_factory=dict)
+    note: str = ""
 
     def only(self, rows):
         """The images with these row numbers."""
-        return Split(self.labels[rows], lambda i: self.read(rows[i]))
+        return Split(self.labels[rows], lambda i: self.read(rows[i]),
+                     {name: attribute.only(rows) for name, attribute in self.attributes.items()}, self.note)
 
 
-def prepare(name, data_root, source=None, resolution=None, channels=None, test_share=0.1):
+def prepare(name, data_root, source=None, resolution=None, channels=None, test_share=0.1, attributes=(),
+            csv="metadata.csv", drop_mislabelled=False):
     """Write <data_root>/<name>/train.h5 and test.h5, both or neither.
 
     name: 'cifar10' or 'mnist' (downloaded, or taken from `source`), 'digits' (from scikit-learn), or
@@ -48,7 +64,10 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
     spectrograms, and evaluator.h5 too. resolution in pixels and channels are those of
     utils.DATASETS where <name> is registered there. A source without a test (or val) split gives the
     share `test_share` of each class to it, evenly spaced in the sorted file names.
-    Returns (DatasetSpec, {split: int64 labels}). Raises UserError for a source that cannot be used.
+    attributes: columns of `csv`, a file of the source, that are stored beside the labels; that CSV then says each
+    image's class and split. 'waterbirds' and 'waterbirds32' are read by their own CSV; drop_mislabelled: without the
+    species that are labelled wrongly there.
+    Returns (DatasetSpec, {split: Split}). Raises UserError for a source that cannot be used.
     """
     from datasets import voices as sounds  # here, since that module writes what this one describes
 
@@ -81,6 +100,8 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
         splits = cifar10(source)
     elif name == "mnist" and (source is None or idx_folder(source)):
         splits = mnist(source)
+    elif source is not None and (attributes or name.startswith("waterbirds")):
+        spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, test_share)
     elif source is None:
         raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
     elif sounds.found_in(source):
@@ -88,7 +109,7 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
     else:
         spec, splits = from_tree(source, spec, test_share)
     write(Path(data_root) / name, spec, splits)
-    return spec, {split: part.labels for split, part in splits.items()}
+    return spec, splits
 
 
 def write(folder, spec, splits):
@@ -106,6 +127,7 @@ def write(folder, spec, splits):
                 with h5py.File(paths[split], "w") as file:
                     file.attrs["classes"] = list(spec.classes)
                     file["labels"] = part.labels.astype(np.int64)
+                    write_attributes(file, part.attributes, part.note)
                     images = file.create_dataset("images", (len(part.labels), *shape), np.uint8)
                     with tqdm(total=len(images), desc=f"{spec.folder} {split}", unit="image", disable=None) as bar:
                         for start in range(0, len(images), 256):
@@ -117,13 +139,20 @@ def write(folder, spec, splits):
         raise UserError(f"{folder} could not be written ({error}); make room or choose another --data_root.") from error
 
 
-def summary(spec, labels, data_root):
-    """What was written, as text: images per class and split, the folder, and how to register it."""
-    width = max(map(len, spec.classes))
-    lines = [f"{'class':{width}}" + "".join(f"{split:>8}" for split in labels)]
-    for label, name in enumerate(spec.classes):
-        lines.append(f"{name:{width}}" + "".join(f"{(part == label).sum():8d}" for part in labels.values()))
-    lines.append(f"written to {Path(data_root) / spec.folder}: {', '.join(f'{split}.h5' for split in labels)}")
+def summary(spec, splits, data_root):
+    """What was written, as text: images per class, group and split, the folder, and how to register it."""
+    counts = {name: [(part.labels == label).sum() for part in splits.values()]
+              for label, name in enumerate(spec.classes)}
+    for name, attribute in next(iter(splits.values())).attributes.items():
+        for group, text in enumerate(group_names(spec.classes, name, attribute.values)):
+            counts[text] = [(groups_of(torch.from_numpy(part.labels), part.attributes[name]) == group).sum().item()
+                            for part in splits.values()]
+    width, columns = max(map(len, counts)), [max(8, len(split) + 2) for split in splits]
+    lines = [f"{'class':{width}}" + "".join(f"{split:>{wide}}" for split, wide in zip(splits, columns, strict=True))]
+    for name, numbers in counts.items():
+        lines.append(f"{name:{width}}" + "".join(f"{n:{wide}d}" for n, wide in zip(numbers, columns, strict=True)))
+    lines += [part.note for part in splits.values() if part.note][:1]
+    lines.append(f"written to {Path(data_root) / spec.folder}: {', '.join(f'{split}.h5' for split in splits)}")
     if spec not in DATASETS.values():
         name = spec.folder
         classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
@@ -230,6 +259,61 @@ def read_idx(path):
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(f"{path if path.exists() else packed} cannot be read ({error}); fetch it again.") from error
+
+
+# ---------------------------------------------------------------------- images with a CSV of columns
+
+
+def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share):
+    """(spec, {split: Split}) of a zip or a folder whose images a CSV in it describes.
+
+    Images of Waterbirds are squeezed to a square, as its authors do; others are cropped to one. Without a test split
+    `test_share` of each class is held out.
+    """
+    files, _, opened = list_zip(source) if source.is_file() else list_folder(source)
+    where, waterbirds = f"{csv} of {source}", spec.folder.startswith("waterbirds")
+    text = read_text(source, csv)
+    if waterbirds:
+        table, note = waterbirds_table(text, files, where, drop_mislabelled)
+    else:
+        table, note = read_table(text, files, Columns(attributes=tuple(attributes)), where), ""
+    members = [member for part in table.values() for member in part]
+    classes = spec.classes or tuple(sorted({member.label for member in members}))
+    for name in sorted({member.label for member in members} - set(classes)):
+        raise UserError(f"{where} has the class '{name}', which is none of data set {spec.folder} "
+                        f"({nearest(name, classes)}); correct the CSV, or utils.DATASETS.")
+    spec = spec if spec.classes else DatasetSpec(spec.folder, spec.resolution, spec.channels, classes)
+
+    def split(part):
+        def image(i):
+            opened_image = load_image(opened(part[i].file), f"{source}/{part[i].file}", spec.channels)
+            if waterbirds:
+                opened_image = opened_image.resize((spec.resolution,) * 2, Image.Resampling.BICUBIC)
+            return to_array(opened_image, spec.resolution)
+
+        labels = np.array([classes.index(member.label) for member in part], np.int64)
+        return Split(labels, image, attributes_from(part, members), note)
+
+    splits = {name: split(part) for name, part in table.items()}
+    if "test" not in splits and "train" in splits:
+        held_out = hold_out(splits["train"].labels, test_share)
+        whole = splits["train"]
+        splits |= {"train": whole.only(np.flatnonzero(~held_out)), "test": whole.only(np.flatnonzero(held_out))}
+    return spec, splits
+
+
+def read_text(source, name):
+    """The text of the file `name` in a zip or a folder, at its top or in the one folder around everything."""
+    try:
+        if source.is_file():
+            with zipfile.ZipFile(source) as archive:
+                found = min((n for n in archive.namelist() if n == name or n.endswith("/" + name)), key=len)
+                return archive.read(found).decode("utf-8-sig")
+        found = min(source.rglob(name), key=lambda path: len(path.parts))
+        return found.read_text(encoding="utf-8-sig")
+    except ValueError as error:  # min() of nothing, or text that is none
+        raise UserError(f"--source {source} holds no {name} that can be read; it should name each image's file, class "
+                        "and attributes.") from error
 
 
 # ------------------------------------------------------------------------- any tree of images

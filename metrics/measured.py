@@ -22,6 +22,7 @@ class Measured:
     images: a source of metrics.images. extractor and judge: (images) -> (features (B, F), probabilities (B, K)), the
     network whose features are compared and the evaluator; they may be the same. probed: the classifier that was
     probed, or None; probed_labels: its label for each class, -1 for none. seed: of all that the metrics draw at random.
+    presence: a metrics.presence.Presence, or None.
 
     labels int64 (N,): the class each image was drawn for. features float32 (N, F); probabilities (N, J), the
     extractor's own; judged (N, K), the evaluator's; accepted (N, Kc), the probed classifier's, or None.
@@ -30,11 +31,11 @@ class Measured:
     """
 
     def __init__(self, images, extractor, judge, probed, probed_labels, dataset, data_root, device, batch_size=100,
-                 seed=0):
+                 seed=0, presence=None):
         self.images, self.extractor, self.judge, self.probed = images, extractor, judge, probed
         self.probed_labels, self.dataset, self.data_root = probed_labels, dataset, data_root
         self.device, self.batch_size, self.seed = device, batch_size, seed
-        self.num, self.classes = images.num, images.classes
+        self.num, self.classes, self.presence = images.num, images.classes, presence
         self.pixels, self.flaws, self.neighbourhoods, parts = {}, {}, {}, {}
         total = self.num * len(images.drawn)
         with tqdm(total=total, desc="generated images", unit="image", disable=None, leave=False) as bar:

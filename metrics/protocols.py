@@ -12,6 +12,7 @@ import torch
 from metrics import distances
 from metrics.intervals import bootstrap, bootstrap_means, kid_interval
 from metrics.measured import KEPT
+from metrics.presence import SCORERS
 from metrics.recognition import confusion, rate, rate_difference
 from metrics.registry import register, short_number
 from utils import to_unit_range
@@ -310,3 +311,22 @@ def memorization(m):
 def in_space(m, name, space):
     """'nearest_seen@cifar10_evaluator' or 'nearest_seen@pixels'."""
     return f"{name}@{m.extractor.name if space == 'features' else 'pixels'}"
+
+
+# ------------------------------------------------------------------------------ a second attribute
+
+
+@register("presence", "Share of images in which the value of --presence is seen, by three scorers (the whole image, "
+          "its border, its colours), corrected for their errors on real images; neither way is better.",
+          needs=("presence",), parts=tuple(f"presence_{name}" for name in SCORERS))
+def presence(m):
+    records, of = [], m.presence
+    for label in m.images.drawn:
+        for name, known in of.rates(m.pixels[label], label).items():
+            share = known["corrected"]
+            warning = "" if share["rate"] is not None else "The scorer is no better than chance on real images."
+            records.append(record(
+                f"presence_{name}@{of.name}={of.value}", math.nan if share["rate"] is None else share["rate"],
+                (share["low"], share["high"]), share["of"], m.classes[label], warning, found=known["found"]["rate"],
+                sensitivity=known["sensitivity"]["rate"], specificity=known["specificity"]["rate"]))
+    return records

@@ -13,8 +13,9 @@ class Metric:
 
     name: as printed with an evaluator's features; fid_name: as printed with the FID network's, where the field has a
     name of its own for that. description: one sentence, and which way is better. needs: what has to be there besides
-    the evaluator, of 'real' (the data set's training images), 'probed' (the classifier that was probed), 'features'
-    (a checkpoint that draws from them) and 'sound' (images that are spectrograms).
+    the evaluator, of 'real' (the data set's training images), 'probed' (the classifier that was probed), 'presence'
+    (the scorers of --presence), 'features' (a checkpoint that draws from them) and 'sound' (images that are
+    spectrograms).
     parts: the names of its records, where those are not the metric's own.
     """
 

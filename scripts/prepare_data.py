@@ -4,6 +4,7 @@
   cifar10, mnist   downloaded through torchvision, or taken from --source: the publisher's own files, or
                    a zip or folder of <split>/<class>/<file>
   digits           scikit-learn's bundled digits, no download
+  waterbirds       --source the published folder, or a zip of it: 64 pixels; waterbirds32: the same at 32
   any other name   your own images: --source ZIP_OR_DIR --resolution 64 --channels 3
 """
 
@@ -25,10 +26,17 @@ def main():
     parser.add_argument("--channels", type=int, help="1 (grey) or 3 (colour)")
     parser.add_argument("--test_share", type=float, default=0.1,
                         help="share of each class held out where the source has no test or val split (default: 0.1)")
+    parser.add_argument("--attributes", nargs="+", default=[], metavar="COLUMN",
+                        help="columns of the source's CSV to store beside the labels, such as place; the CSV then says "
+                        "each image's file, class and, if it has the column, split")
+    parser.add_argument("--csv", default="metadata.csv", help="that CSV, in the source (default: metadata.csv)")
+    parser.add_argument("--drop_mislabelled", action="store_true",
+                        help="waterbirds: without the three species of landbirds that are labelled waterbird")
     parser.add_argument("--data_root", default=str(ROOT / "datasets"), help="folder to write below (default: datasets)")
     args = parser.parse_args()
-    spec, labels = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share)
-    print(summary(spec, labels, args.data_root))
+    spec, splits = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share,
+                           args.attributes, args.csv, args.drop_mislabelled)
+    print(summary(spec, splits, args.data_root))
 
 
 if __name__ == "__main__":

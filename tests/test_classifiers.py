@@ -347,7 +347,8 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing(tmp_path, digits_roo
 @pytest.mark.parametrize("change, said", [
     ({"arch": "smallnn"}, "did you mean 'smallcnn'"), ({"robust": "l1", "eps": 1.0}, "--robust 'l1'"),
     ({"robust": "l2"}, "give both"), ({"eps": 1.0}, "give both"), ({"out": ""}, "--out"), ({"out": "/"}, "--out"),
-    ({"epochs": 0}, "--epochs is 0"), ({"lr": 0.0}, "lr must be positive"), ({"precision": "fp16"}, "--precision"),
+    ({"epochs": 0}, "--epochs is 0"), ({"lr": 0.0}, "--lr is 0.0; it must be positive"),
+    ({"precision": "fp16"}, "--precision"),
     ({"label_smoothing": 1.0}, "label_smoothing"), ({"batch_size": 1438}, "1437 training images"),
     ({"dataset": "digit"}, "did you mean 'digits'"), ({"dataset": "digits_wo_7"}, "leaves classes out"),
     ({"dataset": "MNIST"}, "prepare_data"),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 
 import h5py
@@ -16,8 +17,9 @@ import evaluate
 import utils
 from BigGAN import make_generator
 from classifiers import build
+from datasets.attributes import Attribute, write_attributes
 from methods import find_method, make_config
-from metrics import protocols
+from metrics import presence, protocols
 from metrics.recognition import confusion, rate, rate_difference
 from metrics.registry import METRICS, find_metric, register
 from metrics.report import number
@@ -159,7 +161,7 @@ def test_every_measurement_of_a_run(world, measure, capsys):
     run = world / "run"
     found = results(run, measure, "--run", run, "--num", 24, "--report")
     names = {name.split("@")[0] for name, _ in found}
-    expected = {part for metric in METRICS.values() if "sound" not in metric.needs
+    expected = {part for metric in METRICS.values() if not {"presence", "sound", "features"} & set(metric.needs)
                 for part in metric.parts or (metric.name,)}
     assert names == expected - {"intra_fd"} | {"intra_fd24"}
     for (name, _), record in found.items():
@@ -287,6 +289,41 @@ def test_the_report_warns_of_a_collapse_that_the_watch_saw(world, measure):
 # ---------------------------------------------------------------------------------------- bad inputs
 
 
+def test_presence_of_a_value(world, measure, monkeypatch, capsys):
+    """By command: a record a scorer and a class, and a run measured so beside one that was not."""
+    monkeypatch.setattr(presence, "STEPS", 3)
+    random = np.random.default_rng(1)
+    for split in ("scorer", "calibration"):
+        with h5py.File(world / "digits" / f"{split}.h5", "w") as file:
+            ink = np.arange(200) // 10 % 2
+            grey = random.integers(0, 128, (200, 1, 16, 16)) + 100 * ink[:, None, None, None]
+            file["images"] = grey.astype(np.uint8)
+            file["labels"] = np.arange(200) % 10
+            file.attrs["classes"] = list(CLASSES)
+            write_attributes(file, {"ink": Attribute(("little", "much"), torch.from_numpy(ink))})
+    run = world / "run"
+    found = results(run, measure, "--run", run, "--num", 24, "--presence", "ink=much", "--metrics", "presence",
+                    "recognition")
+    for name in ("whole", "ring", "histogram"):
+        record = found[f"presence_{name}@ink=much", "7"]
+        assert record["n"] == 24 and 0 <= record["found"] <= 1
+    record = found["presence_histogram@ink=much", "7"]  # whose rule is exact on these images
+    assert record["sensitivity"] == record["specificity"] == 1
+    assert record["value"] == pytest.approx(record["found"])
+    assert record["low"] <= record["value"] <= record["high"]
+
+    shutil.copytree(run, world / "other", ignore=lambda *_: ["results.jsonl"])
+    capsys.readouterr()
+    measure("--compare", run, world / "other", "--report")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[:2] == ["run", "recognised"] and "presence, colours alone" in said[0]
+    assert said[1].startswith("run ") and said[2].startswith("other")
+    html = (world / "compare.html").read_text()
+    images = re.findall(r'<img src="(data:image/png[^"]+)"', html)
+    assert len(images) == 32 and images[:16] == images[16:]  # the same run, the same latents
+    assert len(set(images)) > 1 and "other: nothing was measured at this step" in html
+
+
 def refused(measure, capsys, *flags):
     """The sentence that evaluate.py ends with, having exited with 2."""
     with pytest.raises(SystemExit) as stopped:
@@ -297,6 +334,10 @@ def refused(measure, capsys, *flags):
 
 @pytest.mark.parametrize("flags, words", [
     ([], "give either --run RUN, or --images PATH"),
+    (["--run", "RUN", "--compare", "RUN", "RUN"], "or --compare RUN RUN"),
+    (["--compare", "RUN"], "--compare was given one run"),
+    (["--run", "RUN", "--metrics", "presence"], "--presence place=water"),
+    (["--run", "RUN", "--presence", "place"], "names no attribute and value"),
     (["--run", "RUN", "--num", 0], "--num is 0"),
     (["--run", "nowhere"], "no checkpoint at nowhere"),
     (["--run", "RUN", "--evaluator", "missing.pt"], "missing.pt' does not exist"),

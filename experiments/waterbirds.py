@@ -1,0 +1,174 @@
+"""What does a classifier see in a bird? Waterbirds, with answers known beforehand (the paper, section 4.4).
+
+    python scripts/prepare_data.py waterbirds32 --source PUBLISHED_FOLDER_OR_ZIP
+    python -m experiments.waterbirds                                  32 pixels, small networks
+    python -m experiments.waterbirds --scale paper                    64 pixels, the release's settings; needs a GPU
+
+The GAN sees landbirds on land alone and draws waterbirds from classifiers that differ in what they were taught, all
+robust and equally confident (the arms). Water in what it draws came out of the classifier:
+
+  place      told land from water, whatever the bird: the positive control
+  erm100     the published training images whose background is the usual one
+  erm95      the published training images, plain training: the paper's ERM
+  dro        the same images, group DRO: the paper's DRO
+  balanced   other images, in which the background says nothing of the bird: the negative control
+  C_coeff 0  no classifier: what the GAN draws by itself
+
+With --unseen landbird it sees waterbirds on water alone. Writes waterbirds_<data set>.md, .json and .png; stopped, the
+same command goes on.
+"""
+
+import functools
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from config import Parser
+from experiments.engine import (
+    EVALUATE,
+    Measurement,
+    Product,
+    Run,
+    add_engine_flags,
+    check_flags,
+    chosen,
+    complete_here,
+    from_root,
+    plain_config,
+    read_state,
+)
+from experiments.table import Column, Experiment, Row, carry_out, figures_of, judged_by
+from metrics.report import percent
+from utils import DATASETS, ROOT, UserError, run_main, stop_on_signal
+
+# all classifiers are trained alike but for what each arm adds; their confidence is set on the same images
+ROBUST = "--robust l2 --eps 0.5 --steps 2 --batch_size 64 --epochs 14 --ema_decay 0.99 --validation scorer " \
+         "--test calibration --confidence 0.85 --num_attacked 300"
+ARMS = {
+    "place": "--split pool --labels place --objective reweight --groups bird --no-select",
+    "erm100": "--only background=usual --groups place --no-select",
+    "erm95": "--groups place",
+    "dro": "--objective dro --groups place",
+    "balanced": "--split pool --objective reweight --groups place",
+}
+NONE = "C_coeff 0"
+EVALUATOR = "--split pool --objective reweight --groups place --validation scorer --test calibration --arch vgg7 " \
+            "--role evaluator --epochs 14 --ema_decay 0.99 --seed 1 --num_attacked 300"
+# num: images a class; all: flags of train.py for every run
+SCALES = {"small": {"dataset": "waterbirds32", "arch": "resnet9", "num": 500, "all":
+                    "--G_ch 16 --D_ch 16 --batch_size 32 --num_D_steps 2 --G_lr 3e-4 --D_lr 1e-3 --init ortho "
+                    "--ema_decay 0.99 --ema_start 100 --diffaug translation --diversity_coeff 0.3 --unseen_share 0.3 "
+                    "--num_steps 1000 --save_every 250 --sample_every 250"},
+          "paper": {"dataset": "waterbirds", "arch": "resnet18", "num": 1000, "all": ""}}
+DIRECTIONS = {"waterbird": "land", "landbird": "water"}  # the unseen class, and the place of the seen one
+METRICS = ("recognition", "adversarial_gap", "presence", "precision_recall_density_coverage", "vendi")
+TEXT = ("Share of {num} fakes with water, corrected for the scorer's errors on real images of that class: by a scorer "
+        "of the whole image, of its border alone, of its colours alone. In brackets the 95 % interval over runs by "
+        "Student's t or, where one run is finished, over its images. Seen class: fakes of the same runs. Follows "
+        "place: how often the classifier's own answer is the place where bird and place disagree, on held-out images. "
+        "Recognised: by an evaluator of another architecture and seed (SHA-256 {evaluator_sha256:.12}). A row whose "
+        "unseen class the classifier does not accept says nothing of it.")
+
+
+def columns_of(unseen):
+    """The columns of runs that draw `unseen`."""
+    seen = next(name for name in DIRECTIONS if name != unseen)
+    return {"water": Column("water in y*", "presence_whole"),
+            "ring": Column("by the border", "presence_ring"), "colours": Column("by the colours", "presence_histogram"),
+            "seen": Column("water in the seen class", "presence_whole", of=seen),
+            "recognised": Column("recognised", "recognition"),
+            "accepted": Column("accepted", "adversarial_gap", count="accepted", probed=True),
+            "recall": Column("recall", "recall"), "variety": Column("Vendi", "vendi", "number")}
+
+
+def classifiers_of(flags, names):
+    """{arm or 'evaluator': Product} of these names."""
+    scale, found = SCALES[flags.scale], {}
+    for name in names:
+        own = EVALUATOR if name == "evaluator" else f"--arch {scale['arch']} {ROBUST} {ARMS[name]}"
+        path = from_root(flags.runs) / scale["dataset"] / f"{name}.safetensors"
+        words = ("-m", "classifiers.train", "--dataset", scale["dataset"], "--data_root",
+                 str(from_root(flags.data_root)), "--out", str(path), *shlex.split(own))
+        found[name] = Product("waterbirds", path, words)
+    return found
+
+
+def following(card, arm):
+    """How often a classifier's answer is the place where bird and place disagree, as text, from its card."""
+    share = card["groups"]["following"]
+    ends = [share["rate"], share["low"], share["high"]]
+    if arm == "place":  # its card counts the answers that are the bird
+        ends = [1 - ends[0], 1 - ends[2], 1 - ends[1]]
+    return f"{percent(ends[0])} ({percent(ends[1])} to {percent(ends[2])})"
+
+
+def plan(flags, classifiers, said):
+    """The rows of the table. classifiers: {arm or 'evaluator': Product}; said: {arm: what stands beside it}."""
+    scale, evaluator, rows = SCALES[flags.scale], classifiers["evaluator"], []
+    home = from_root(flags.runs) / scale["dataset"]
+    for unseen in flags.unseen:
+        make = (EVALUATE, "--run", "{run}", "--evaluator", str(evaluator.path), "--num", str(flags.num), "--presence",
+                "place=water", "--metrics", *METRICS)
+        measurement = Measurement(make, functools.partial(figures_of, columns=columns_of(unseen), unseen=unseen),
+                                  functools.partial(judged_by, evaluator.path, 2, flags.num))
+
+        def make_run(arm, seed, unseen=unseen, measurement=measurement):
+            product = classifiers["balanced" if arm == NONE else arm]
+            words = ("--dataset", scale["dataset"], "--new_class", unseen, "--only", f"place={DIRECTIONS[unseen]}",
+                     "--seed", str(seed), "--C_path", str(product.path), "--evaluator", str(evaluator.path),
+                     "--data_root", str(from_root(flags.data_root)), *shlex.split(scale["all"]),
+                     *(["--C_coeff", "0"] if arm == NONE else []))
+            path = home / "_".join((arm.replace(" ", "_"), "wo", unseen, f"seed{seed}"))
+            return Run("waterbirds", path, words, plain_config(words), True, measurement, (product, evaluator),
+                       flags.processes)
+
+        for arm in flags.arms:
+            runs = tuple(make_run(arm, seed) for seed in range(flags.seeds))
+            rows.append(Row(unseen, (arm, said.get(arm, "")), arm, runs))
+    return rows
+
+
+def make_classifiers(products):
+    """Train the classifiers that are missing; returns their cards by name. Raises UserError where one fails."""
+    with stop_on_signal() as stopped:
+        complete_here(products.values(), time.time(), stopped)
+    if stopped():
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(128 + stopped())
+    for product in products.values():
+        if error := read_state(product).get("error"):
+            raise UserError(f"{product.path}: {error} (its whole output is in {product.file('.log')})")
+    return {name: json.loads(Path(f"{ROOT / product.path}.json").read_text()) for name, product in products.items()}
+
+
+def main():
+    parser = Parser(prog="python -m experiments.waterbirds", description=__doc__)
+    parser.add_argument("--unseen", nargs="+", default=["waterbird"], help="waterbird, landbird, or all "
+                        "(default: waterbird)")
+    parser.add_argument("--arms", nargs="+", default=["all"], metavar="NAME",
+                        help=f"rows: {', '.join(ARMS)}, '{NONE}', or all (default: all)")
+    parser.add_argument("--scale", default="small", help="small: 32 pixels, two CPU cores; paper: 64 (default: small)")
+    parser.add_argument("--num", type=int, help="images a class (default: 500 small, 1000 paper)")
+    add_engine_flags(parser, "waterbirds")
+    flags = parser.parse_args()
+    check_flags(flags, {"scale": SCALES}, num=50)
+    flags.unseen = chosen("unseen", flags.unseen, DIRECTIONS)
+    flags.arms = chosen("arms", flags.arms, (*ARMS, NONE))
+    flags.num = flags.num or SCALES[flags.scale]["num"]
+    needed = [arm for arm in ARMS if arm in flags.arms or arm == "balanced" and NONE in flags.arms]
+    classifiers = classifiers_of(flags, [*needed, "evaluator"])
+    cards = make_classifiers(classifiers)
+    said = {arm: following(cards[arm], arm) for arm in needed}
+    rows = plan(flags, classifiers, said)
+    dataset = SCALES[flags.scale]["dataset"]
+    experiment = Experiment(
+        f"waterbirds_{dataset}", "experiments.waterbirds", f"Waterbirds at {DATASETS[dataset].resolution} pixels", TEXT,
+        columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": (*ARMS, NONE)})
+    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ROBUST, **ARMS}}
+    carry_out(experiment, rows, flags, protocol, gpus=int(flags.scale == "paper"))
+
+
+if __name__ == "__main__":
+    run_main(main)
