@@ -107,8 +107,9 @@ class Losses:
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
     unseen_share: float = setting(0.0, "share of y* among the fakes; 0: as often as each other class, the paper's",
                                   least=0, below=1)
-    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; "
-                                       "--diffaug alone is none", ("color", "translation", "cutout"), or_none=True)
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, time (sideways alone), "
+                                       "cutout; not the paper's; --diffaug alone is none",
+                                       ("color", "translation", "time", "cutout"), or_none=True)
 
 
 @dataclass(frozen=True)
