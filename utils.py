@@ -88,6 +88,9 @@ DATASETS = {
         mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
+    # made by experiments/hue.py
+    "MNIST_colour": DatasetSpec("mnist_colour", 32, 3, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
+    "digits_colour": DatasetSpec("digits_colour", 16, 3, tuple("0123456789"), _SMALL),
     "fer2013": DatasetSpec(
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
     "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), _WATERBIRDS, mirror=True),
