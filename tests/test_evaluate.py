@@ -543,7 +543,8 @@ def test_files_that_are_no_images_get_a_sentence(world, measure, capsys, tmp_pat
     for name in ("a", "b"):
         Image.new("L", (16, 16)).save(tmp_path / f"tree/7/{name}.png")
     assert "every image of class 7 is of one colour" in said()
-    for wrong, words in ((Image.new("L", (16, 20)), "1 channels of 16x20"), (Image.new("RGB", (16, 16)), "3 channels")):
+    red = Image.new("RGB", (16, 16), (9, 0, 0))
+    for wrong, words in ((Image.new("L", (16, 20)), "1 channels of 16x20"), (red, "3 channels")):
         wrong.save(tmp_path / "tree/7/b.png")
         assert words in said()
     (tmp_path / "tree/7/b.png").write_bytes(b"no image")

@@ -24,7 +24,7 @@ from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1",
-         "--device", "cpu", "--ema_start", "2", "--precision", "fp32"]
+         "--gp_every", "1", "--device", "cpu", "--ema_start", "2", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +356,18 @@ def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, w
 def test_a_resumed_run_stays_in_its_folder(world, tmp_path):
     done = command(world, "--resume", tmp_path / "a", "--run", tmp_path / "b")
     assert done.returncode == 2 and "a resumed run stays in its folder" in done.stderr
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_resuming_asks_again_whether_a_pickle_is_trusted(tmp_path, monkeypatch, again):
+    config, asked = make_config(dataset="digits", new_class=["7"], C_path="c.pt", C_trust=True, device="cpu"), []
+    monkeypatch.setattr("train.load_run", lambda path: {"config": config.as_dict()})
+    monkeypatch.setattr("train.start", lambda config, *_: asked.append(config))
+    monkeypatch.setattr("train.carry_out", lambda *_: None)
+    monkeypatch.setattr("train.tune", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(tmp_path), *["--C_trust"] * again])
+    main()
+    assert asked[0].C_trust is again
 
 
 def test_no_unseen_class_at_all(world):
