@@ -156,7 +156,7 @@ class Optimisation:
 class Machine:
     """The machine and the files of the run folder."""
 
-    seed: int = setting(0, "seed of the initial weights and of all draws")
+    seed: int = setting(0, "seed of the initial weights and of all draws", least=0, below=2**62)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("auto", "arithmetic of the forward passes; auto: bf16 where it is faster",
                              ("auto", "fp32", "bf16"))

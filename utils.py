@@ -142,7 +142,10 @@ def choose_device(name="auto"):
         raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.")
     if not present[kind]:
         raise UserError(f"device '{name}' is not available on this machine; leave --device out to choose one.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.") from error
 
 
 def autocast(device, precision):

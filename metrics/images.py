@@ -124,7 +124,7 @@ def npz_images(path, spec, new_class, num):
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
             classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single npy
         raise UserError(f"{path} is no npz with the arrays x and y ({error}); write it as sample.py --mode npz "
                         "does.") from error
     wanted = (spec.channels, spec.resolution, spec.resolution)

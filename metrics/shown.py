@@ -1,6 +1,7 @@
 """What the report of a measurement shows: samples with what the classifiers say, neighbours, the rest of the run."""
 
 import json
+import sys
 
 import torch
 
@@ -95,8 +96,16 @@ def shown_walks(measured, count=4, quantiles=(0.05, 0.5, 0.95)):
 
 
 def json_lines(path):
-    """The objects of a file of JSON lines; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The objects of a file of JSON lines; none where there is no file. Broken lines are passed over, and counted."""
+    found, broken = [], 0
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            broken += 1
+    if broken:
+        print(f"warning: {broken} line(s) of {path} are no JSON and passed over", file=sys.stderr)
+    return found
 
 
 def report_of(measured, records, state, home, selection):
