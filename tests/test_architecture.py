@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # highest first; a name may import what stands in a later row (train also draws its grids with sample)
 ROWS = [{"scripts", "benchmarks"}, {"train", "evaluate"}, {"metrics"}, {"baselines"}, {"sample"},
-        {"classifiers", "BigGAN"}, {"datasets"}, {"layers", "config"}, {"utils"}, {"probegan_losses"}]
+        {"classifiers", "BigGAN"}, {"datasets"}, {"layers", "config"}, {"utils"}, {"probegan_losses", "files"}]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]
@@ -32,6 +32,10 @@ def test_imports_point_down(path):
 
 def test_the_losses_import_torch_alone():
     assert set(imported(ROOT / "probegan_losses.py")) == {"torch"}
+
+
+def test_the_files_import_nothing_of_ours():
+    assert not set(imported(ROOT / "files.py")) & set(LEVEL)
 
 
 def test_utils_stays_short():
