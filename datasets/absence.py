@@ -5,6 +5,7 @@ images that a classifier takes for y*. The audit says what was found and what wo
 """
 
 import hashlib
+import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from datasets import near
 from datasets.safety import require_current, stray_links
 from datasets.sources import in_chunks, open_source
-from utils import ROOT, UserError
+from utils import ROOT, UserError, load_torch
 
 CHANGED = "the image set has changed since it was audited. Start the run again."
 SHOWN = 50  # suspects of a kind that the audit lists
@@ -108,6 +109,50 @@ class LeftOut:
 
     def count(self, split):
         return sum(where == split for where, _ in self.places)
+
+
+def starting_weights(files, spec, unseen):
+    """What the weights that a run starts from were trained on, for the audit: a list, a dict for each.
+
+    files: {flag: path of a checkpoint, or of a run folder}; '' for none. Where a file holds no audit itself, the
+    audit.json of the run folder that it lies in is taken. Raises UserError where an audit says that images of an unseen
+    class were used.
+    """
+    found = []
+    for flag, path in files.items():
+        if not path:
+            continue
+        path = Path(path)
+        audit, digest = declared(path)
+        used = audit.get("images_per_class", {})
+        seen = [spec.classes[y] for y in unseen if any(folded(name) == folded(spec.classes[y]) and count
+                                                       for name, count in used.items())]
+        if seen or audit.get("oracle"):
+            raise UserError(f"--{flag} {path} was trained on images of {', '.join(seen) or 'every class'}, so what is "
+                            "drawn would not come out of the classifier; give weights of a run that left out "
+                            f"{', '.join(spec.classes[y] for y in unseen)}.")
+        trained_on = audit.get("statement") or "it is not known what that was trained on, and anything it saw is drawn."
+        found.append({"flag": flag, "path": str(path), "sha256": digest, "trained_on": trained_on})
+    return found
+
+
+def declared(path):
+    """(the audit of what made a file or a run folder, {} for none; SHA-256 of the file, '' for a folder)."""
+    folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    state, digest = {}, ""
+    if path.is_file():
+        state = load_torch(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if isinstance(state, dict) and isinstance(state.get("audit"), dict):
+        return state["audit"], digest
+    for folder in folders:
+        if (folder / "audit.json").is_file():
+            try:
+                return json.loads((folder / "audit.json").read_text()), digest
+            except ValueError as error:
+                raise UserError(f"{folder / 'audit.json'} cannot be read ({error}); restore it, or move the weights "
+                                "out of that folder.") from error
+    return {}, digest
 
 
 # ------------------------------------------------------------------------------------------ the two screens

@@ -134,8 +134,8 @@ def correlation(a, b, mask):
 def compared(images, others):
     """The correlation (n,) of each grey image with its own other, in the view and the zoom in which it is greatest."""
     size = images.shape[-1]
-    best = torch.einsum("nd,nvd->nv", middles(images), in_views(others)).argmax(1).tolist()
-    mirrored, side, down, right = torch.tensor([views(size)[v] for v in best], dtype=torch.float32).T
+    best = torch.einsum("nd,nvd->nv", middles(images), in_views(others)).argmax(1)
+    mirrored, side, down, right = torch.tensor(views(size), dtype=torch.float32)[best].T
     zoom = size / side
     found = correlation(images, *sampled(others, mirrored, zoom, down, right))
     rows = (found >= PROMISING).nonzero().flatten()
@@ -238,6 +238,6 @@ KINDS = {
 
 def found_of_planted(images, others, limit):
     """{kind: share of copies of that kind of uint8 images (n, C, H, W) that are found among grey others at `limit`}."""
-    ours, theirs = torch.zeros(len(images)), torch.ones(len(others))
-    return {kind: (nearest_copies(grey(plant(images)), ours, others, theirs)[0] >= limit).float().mean().item()
-            for kind, plant in KINDS.items()}
+    copies = torch.cat([grey(plant(images)) for plant in KINDS.values()])
+    found, _ = nearest_copies(copies, torch.zeros(len(copies)), others, torch.ones(len(others)))
+    return dict(zip(KINDS, (found >= limit).float().view(len(KINDS), -1).mean(1).tolist(), strict=True))
