@@ -24,6 +24,24 @@ from datasets.absence import test_source  # noqa: E402
 from utils import DATASETS, DatasetSpec, class_label, find_dataset, run_main  # noqa: E402
 
 
+class Part:
+    """`count` images of a source, drawn at random, in its order."""
+
+    def __init__(self, source, count):
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
+        self.source, self.rows, self.image_shape = source, rows.sort().values, source.image_shape
+        self.labels = source.labels[self.rows]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def name(self, i):
+        return self.source.name(self.rows[int(i)])
+
+    def read(self, indices):
+        return self.source.read(self.rows[indices])
+
+
 class Pictures:
     """A source of random images in memory, uint8 (count, 3, 32, 32), with ten labels in turn."""
 
@@ -70,8 +88,8 @@ def judge_of(path, label):
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--images", type=int, default=50_000, help="random images (default: 50000)")
-    parser.add_argument("--dataset", help="a prepared data set in place of random images")
+    parser.add_argument("--images", type=int, default=50_000, help="images, at most (default: 50000)")
+    parser.add_argument("--dataset", help="images of a prepared data set, drawn at random, in place of random ones")
     parser.add_argument("--new_class", default="7", help="the class that is left out (default: 7)")
     parser.add_argument("--data_root", default="datasets", help="(default: datasets)")
     parser.add_argument("--C_path", help="also screen with this classifier")
@@ -80,6 +98,7 @@ def main():
     if flags.dataset:
         spec = DATASETS[find_dataset(flags.dataset)[0]]
         source, test = open_source(spec, flags.data_root, "train"), test_source(spec, flags.data_root)
+        source = Part(source, flags.images) if flags.images < len(source) else source
     else:
         spec = DatasetSpec("random", 32, 3, tuple("0123456789"))
         source = Pictures(flags.images)
@@ -92,9 +111,11 @@ def main():
     kept = len(indices) + len(copies["removed"])
     pairs = kept * (copies["compared_with"] + min(near.REFERENCES, kept))
     products = pairs * seconds_a_pair(32 if spec.resolution >= 32 else 16)
+    print(f"{flags.dataset or 'random images'} without {spec.classes[label]}")
     print(f"{len(source)} images of {spec.resolution}x{spec.resolution}, {torch.get_num_threads()} threads: audited in "
           f"{seconds:.1f} s; the products alone {products:.1f} s, ratio {seconds / products:.2f}")
-    print(f"threshold {copies['threshold']}, {len(copies['removed'])} near copies left out, {copies['suspects_found']} "
+    print(f"threshold {copies['threshold']}, {copies['compared_with']} images of the class, "
+          f"{len(copies['removed'])} near copies left out, {copies['suspects_found']} "
           "more shown; left out: " + ", ".join(f"{one['image']} ({one['correlation']})" for one in copies["removed"]))
     print("would find: " + ", ".join(f"{kind} {share:.0%}" for kind, share in copies["would_find"].items()))
     if audit["mistaken"]:

@@ -185,9 +185,9 @@ def test_a_view_shows_what_a_copy_in_it_holds(size):
 def test_the_threshold_rises_where_unlike_images_are_alike():
     unlike = torch.linspace(0, 0.9, 1000)
     assert threshold(unlike, 10) == (near.LEAST, 10)
-    alike = torch.cat((unlike, torch.full((30,), 0.967), torch.full((50,), 0.995)))  # the last are copies
+    alike = torch.cat((unlike, torch.full((30,), 0.977), torch.full((50,), 0.995)))  # the last are copies
     limit, expected = threshold(alike, 1)
-    assert limit == pytest.approx(0.97) and expected == 1
+    assert limit == pytest.approx(0.98) and expected == 1
     limit, expected = threshold(torch.full((100,), 0.9899), 2)
     assert limit == pytest.approx(near.MOST) and expected == 2
 
