@@ -3,84 +3,79 @@
 Imports nothing of this project.
 """
 
+import fcntl
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # no locks on this system: temporary files of killed processes then stay
-    fcntl = None
-
-PARTIAL = ".partial"  # in the name of every temporary file
+PARTIAL = ".partial"  # ends the name of every temporary folder
 
 # ------------------------------------------------------------------------------- whole or not at all
 
 
-def lock(file):
-    """Whether this process now holds the lock of an open file; a process that dies lets go of its locks."""
-    if fcntl is None:
-        return False
+def lock(handle):
+    """Whether this process now holds the lock of an open folder; a process that dies lets go of its locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
 
 
 def clear_abandoned(folder):
-    """Delete the temporary files that processes which no longer live have left in `folder`."""
-    for path in Path(folder).glob(f".*{PARTIAL}*"):
+    """Delete the temporary folders that processes which no longer live have left in `folder`."""
+    for path in Path(folder).glob(f".*{PARTIAL}"):
         try:
-            with path.open("rb") as file:
-                if lock(file):
-                    path.unlink()
-        except OSError:  # its owner has just put it in place, or may not be ours to delete
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # gone by now, or none of ours
             continue
+        if lock(handle):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
 
 
 clear_once = cache(clear_abandoned)  # when a process first writes into a folder
 
 
-def new_partial(path):
-    """(an open, locked file, its path): a temporary file beside `path`, which `clear_abandoned` leaves alone."""
+def temporary_folder(path):
+    """(its locked handle, a new folder beside `path`), which `clear_abandoned` leaves alone while the handle is open.
+
+    The folder is locked and not the file: HDF5 locks the files that it writes.
+    """
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL + path.suffix)
-        file = os.fdopen(handle, "rb")
-        # between the two lines above and here another process may have taken it for abandoned
-        if fcntl is None or lock(file) and os.path.exists(name):
-            return file, Path(name)
-        file.close()
-        Path(name).unlink(missing_ok=True)
+        folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        handle = os.open(folder, os.O_RDONLY)
+        # in between another process may have taken it for abandoned
+        if lock(handle) and os.path.exists(folder):
+            return handle, Path(folder)
+        os.close(handle)
 
 
 @contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path` that replaces it on success and vanishes on any error.
+    """Yield a temporary path that replaces `path` on success and vanishes on any error.
 
     What a killed process leaves of it is deleted by the next process that writes into the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_once(path.parent.resolve())
-    owned, name = new_partial(path)
-    with owned:
-        try:
-            yield name
-            with name.open("rb") as written:
-                os.fsync(written.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
+    handle, folder = temporary_folder(path)
+    try:
+        temporary = folder / path.name
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 # ------------------------------------------------------------------------------------- JSON lines
