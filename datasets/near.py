@@ -18,7 +18,7 @@ GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 CELLS = 6  # a side, of an image's middle, which a shift by an eighth of the side does not push out of the picture
 TOP = 3  # left-out images that each image is compared with pixel by pixel
 BLOCK, QUERIES, COLUMNS = 512, 128, 8  # left-out images at a time, and the sides of a product that a cache holds
-FLOOR, PROMISING = 0.85, 0.8  # least correlation of cells, and of pixels before the fine search
+FLOOR, PROMISING, CLOSE = 0.85, 0.8, 0.88  # least correlation of cells, and of pixels before each fine search
 # range of the threshold; other classes may be more alike with y* than the seen ones among each other, so that a lower
 # one than 0.97 left out images for nothing on digits (results/audit.md)
 LEAST, MOST = 0.97, 0.99
@@ -134,24 +134,25 @@ def correlation(a, b, mask):
     return torch.where(flat, 0.0, (a * b).sum((1, 2)) / (spread[0] * spread[1]).sqrt().clamp(min=1e-6))
 
 
-def compared(images, others):
-    """The correlation (n,) of each grey image with its own other, in the view and the zoom in which it is greatest."""
+def compared(images, others, shown):
+    """The correlation (n,) of each grey image with its own other, in the view and the zoom in which it is greatest.
+
+    shown: in_views of the others, (n, V, CELLS^2).
+    """
     size = images.shape[-1]
-    best = torch.einsum("nd,nvd->nv", middles(images), in_views(others)).argmax(1)
+    best = torch.einsum("nd,nvd->nv", middles(images), shown).argmax(1)
     mirrored, side, down, right = torch.tensor(views(size), dtype=torch.float32)[best].T
     zoom = size / side
     found = correlation(images, *sampled(others, mirrored, zoom, down, right))
-    rows = (found >= PROMISING).nonzero().flatten()
-    images, others, best = images[rows], others[rows], found[rows]
-    place = torch.stack((zoom, down, right), 1)[rows]  # (n, 3), refined twice
-    for step in (1.0, 0.5):
-        start = place.clone()
+    place = torch.stack((zoom, down, right), 1)  # (n, 3), refined twice
+    for step, least in ((1.0, PROMISING), (0.5, CLOSE)):
+        rows = (found >= least).nonzero().flatten()
+        start, pair = place[rows], (images[rows], others[rows], mirrored[rows])
         for way in itertools.product((-1, 0, 1), repeat=3):
             tried = start + step * torch.tensor(way) * torch.tensor((1 / 16, size / 32, size / 32))
-            reached = correlation(images, *sampled(others, mirrored[rows], *tried.T))
-            place[reached > best] = tried[reached > best]
-            best = torch.maximum(best, reached)
-    found[rows] = best
+            reached = correlation(pair[0], *sampled(pair[1], pair[2], *tried.T))
+            better = reached > found[rows]
+            place[rows[better]], found[rows[better]] = tried[better], reached[better]
     return found
 
 
@@ -163,9 +164,11 @@ def nearest_copies(images, labels, others, other_labels):
     scores, places = candidates(images, labels, others, other_labels)
     rows, ranks = (scores >= FLOOR).nonzero(as_tuple=True)
     found = torch.zeros(len(images), TOP)
-    for part in torch.arange(len(rows)).split(1024):
+    # pairs of the same other together, whose views are then made once
+    for part in places[rows, ranks].argsort(stable=True).split(1024):
         r, k = rows[part], ranks[part]
-        found[r, k] = compared(images[r], others[places[r, k]])
+        numbers, own = places[r, k].unique(return_inverse=True)
+        found[r, k] = compared(images[r], others[places[r, k]], in_views(others[numbers])[own])
     best = found.max(1)
     return (best.values * 1000).round() / 1000, places.gather(1, best.indices[:, None])[:, 0]
 
