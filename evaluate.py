@@ -15,7 +15,7 @@ the GAN. Image i of a run depends on seed --seed + i alone. Measurements, for --
 """
 
 import errno
-import json
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -24,8 +24,10 @@ from pathlib import Path
 from classifiers import load_classifier
 from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier, refuse_evaluator
+from classifiers.strangers import from_a_file
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
+from files import append_lines, read_lines
 from methods import load_run
 from metrics import feature_agreement, protocols, sound  # noqa: F401  they register the measurements
 from metrics.compare import figures_of, text_table, write_comparison
@@ -36,7 +38,7 @@ from metrics.measured import Measured
 from metrics.presence import Presence
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
-from metrics.shown import as_pixels, json_lines, report_of
+from metrics.shown import as_pixels, report_of
 from metrics.variety import sentence
 from sampler import make_sampler
 from utils import (
@@ -151,9 +153,12 @@ def run_images(state, flags, device):
 
 
 def target_free(run):
-    """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it stands, else the newest one."""
+    """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it can be read, else the newest one."""
     if (run / "best.pt").is_file():
-        return load_run(run / "best.pt"), TARGET_FREE
+        try:
+            return load_run(run / "best.pt"), TARGET_FREE
+        except UserError as error:
+            print(f"warning: {error} The newest checkpoint is taken.", file=sys.stderr)
     return load_run(run), NEWEST
 
 
@@ -194,12 +199,6 @@ def require_writable(path):
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room for it, or give a folder in which you "
                         "may write.") from error
-
-
-def append_records(path, records):
-    """Add a JSON line a record."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def figure(value):
@@ -261,7 +260,7 @@ class Outputs:
     def write(self, title, measured, records, state, home, selection=None):
         """Append the records, print them, and write the report where one was asked for."""
         new_class = [measured.classes[label] for label in measured.images.new_class]
-        append_records(self.results, records)
+        append_lines(self.results, records)
         print_table(title, records, new_class)
         print(f"  written to {self.results}")
         if self.report:
@@ -276,7 +275,7 @@ def evaluate_run(run, flags, overrides, device):
     state, chosen = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
     outputs = Outputs(home, flags.report)
     # who made the checkpoint does not decide whether a classifier's code is run
-    settings = replace(Config.from_dict(state["config"]), **{"C_trust": False, **overrides})
+    settings = replace(Config.from_dict(from_a_file(state["config"], overrides, run)), **overrides)
     evaluation, selection = Evaluation(flags, settings, state["dataset"]["classes"], device, state["draws"]), None
     if flags.oracle_select:
         state, selection = oracle_select(evaluation, home, flags)
@@ -328,7 +327,7 @@ def compare_runs(flags, device):
     for run in flags.compare:
         state, _ = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
         home = run if run.is_dir() else run.parent.parent
-        sampler, records = make_sampler(state, device), json_lines(home / "results.jsonl")
+        sampler, records = make_sampler(state, device), read_lines(home / "results.jsonl")
         own = tuple(state["draws"]["new_class"]), sampler.classes
         if unseen not in (None, own) or len(own[0]) != 1:
             raise UserError(f"{run} draws another unseen class than {flags.compare[0]}, or several; runs of one unseen "
@@ -411,7 +410,7 @@ def main():
     if len(found) > 1:
         combined, new_class = combine(flags.run, [records for records, _ in found]), found[0][1]
         path = flags.run[0].resolve().parent / "combined.jsonl"
-        append_records(path, combined)
+        append_lines(path, combined)
         print_table(f"{len(found)} runs together, mean and 95 % interval over runs", combined, new_class)
         print(f"  written to {path}")
 

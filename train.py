@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 import processes
 from classifiers.check import preflight, require_passed
+from classifiers.strangers import from_a_file
+from files import JsonLines, clear_abandoned
 from machine import tune
 from methods import RunParser, find_method, load_run, make_config, read_config, start
 from metrics.collapse import CollapseWatch
@@ -26,7 +28,6 @@ from sampler import make_sampler
 from step import shares
 from utils import (
     DATASETS,
-    JsonLines,
     UserError,
     checkpoint_files,
     find_dataset,
@@ -89,22 +90,24 @@ def train(training, run):
     config, leads = training.config, processes.rank() == 0
     if leads:
         keeper, log = Keeper(training, run), JsonLines(run / "log.jsonl", training.step)
-    window, window_start = [], time.perf_counter()
+    window, window_start, lines_wait = [], time.perf_counter(), False
 
     def flush():
-        nonlocal window_start
+        """Write a line of the log. Returns whether the disk has refused it, and took the one before."""
+        nonlocal window_start, lines_wait
         if not window:
-            return
+            return False
         terms = {name: torch.stack([step[name] for step in window]).float().cpu() for name in window[0]}
         processes.average(list(terms.values()))
         require_finite(training, terms, training.step - len(window) + 1)
         means = shares({name: values.mean().item() for name, values in terms.items()})
         rate = len(window) / (time.perf_counter() - window_start)
-        if leads:
-            log.write({"step": training.step, **means, "steps_per_second": rate})
+        waited, lines_wait = lines_wait, leads and not log.write({"step": training.step, **means,
+                                                                  "steps_per_second": rate})
         bar.set_postfix({short: f"{means[name]:.2f}" for short, name in SHOWN.items() if name in means})
         window.clear()
         window_start = time.perf_counter()
+        return lines_wait and not waited
 
     def look(state, drawing, judging):
         sampler = make_sampler(state, training.device)
@@ -114,14 +117,21 @@ def train(training, run):
             for warning in keeper.judge(sampler, state):
                 bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
 
+    def save_while_one_can():
+        """Save at once on a disk that fills up; where that is refused too, go on, for somebody may make room."""
+        try:
+            keeper.save(training.state())
+        except UserError as error:
+            bar.write(f"warning: {error} The run goes on.", file=sys.stderr)
+
     with stop_on_signal() as stopped, tqdm(total=training.num_steps, initial=training.step, unit="step",
                                            disable=not leads) as bar:
         while training.step < training.num_steps:
             window.append(training.advance())
             bar.update()
             last = training.step == training.num_steps
-            if training.step % config.log_every == 0:
-                flush()
+            if training.step % config.log_every == 0 and flush():
+                save_while_one_can()
             drawing = training.step % config.sample_every == 0 or last
             saving = training.step % config.save_every == 0 or last
             stop = processes.largest(stopped() or 0) if not last else 0
@@ -150,6 +160,8 @@ def carry_out(training, run):
         print(check)
     require_passed(check, config)
     if processes.rank() == 0:
+        for folder in (run, run / "checkpoints"):
+            clear_abandoned(folder)
         write_json(run / "config.json", config.as_dict())
         write_json(run / "audit.json", training.audit)
         write_json(run / "classifier_check.json", check.as_dict())
@@ -159,8 +171,8 @@ def carry_out(training, run):
 
 # -------------------------------------------------------------------------------------- command line
 
-RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "skip_classifier_check", "evaluator", "num_workers",
-                "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select")
+RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_arch", "C_trust", "skip_classifier_check", "evaluator",
+                "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select")
 
 
 def default_run(config, spec):
@@ -189,7 +201,7 @@ def main():
         state = load_run(resume)
         folder = resume if resume.is_dir() else resume.parent
         run = folder.parent if folder.name == "checkpoints" and not resume.is_dir() else folder
-        config = replace(read_config(state["config"]), **flags)
+        config = replace(read_config(from_a_file(state["config"], flags, resume)), **flags)
         spec = DATASETS[find_dataset(config.dataset)[0]]
     else:
         state, config = None, make_config(**flags)
@@ -198,7 +210,7 @@ def main():
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
     with processes.joined(config.device) as device:
-        tune(device)
+        tune(device, state["threads"] if state and "threads" in state else 0)
         carry_out(start(config, spec, device, state), run)
 
 

@@ -8,6 +8,7 @@ import torch
 from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.files import last_line, read_classifier, wrapper_of
 from classifiers.frozen import FrozenClassifier, fingerprint
+from classifiers.strangers import require_asked
 from utils import UserError, nearest
 
 
@@ -136,7 +137,8 @@ def load_classifier(path, arch="", num_classes=None, device="cpu", *, mean=(), s
         raise UserError(f"classifier '{path}' does not exist; make one: python -m classifiers.train --dataset NAME "
                         f"--robust l2 --eps 1.5 --out {path or 'runs/classifiers/robust.pt'}")
     file = read_classifier(path, trust)
-    arch = arch or file.said.get("arch", "")
+    given, arch = arch, arch or file.said.get("arch", "")
+    require_asked(arch, given, path)
     usual = find(arch)[1] if arch else {}
     said = {**usual, **file.said}
     resolution = size or said.get("resolution", 0)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.safety import FORMATS, require_own_storage, require_small_image
 from utils import ROOT, UserError, nearest
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -59,6 +60,7 @@ class HDF5Source:
         self.path, self.image_shape = path, (spec.channels, spec.resolution, spec.resolution)
         try:
             file = h5py.File(path, "r")
+            require_own_storage(file, path)
             images, labels = file["images"], file["labels"][:]
             classes = [c.decode() if isinstance(c, bytes) else str(c) for c in file.attrs["classes"]]
         except (OSError, KeyError, TypeError) as error:
@@ -141,13 +143,16 @@ def load_image(file, name, channels):
             with open(file, "rb") as opened:
                 # at once: in Pillow's many small reads the threads would wait for each other
                 file = io.BytesIO(opened.read())
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            require_small_image(image, name)
             if image.mode.startswith("I;16"):
                 # Pillow would clip 16 bits at 255
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(MODES[channels])
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")
             return image.convert(MODES[channels])
+    except UserError:
+        raise
     except Exception as error:  # the decoders raise errors of many kinds
         raise UserError(f"image {name} does not decode ({error}); repair it or remove it from the set.") from error
 

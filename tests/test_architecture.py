@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # highest first; a name may import what stands in a later row (train also draws its grids with sample)
 ROWS = [{"scripts", "benchmarks"}, {"experiments"}, {"train", "evaluate"}, {"metrics", "sample"}, {"methods"},
         {"training", "sampler"}, {"step"}, {"feature_networks", "features"}, {"classifiers", "BigGAN"}, {"datasets"},
-        {"layers", "config", "processes", "machine"}, {"utils"}, {"probegan_losses", "feature_losses"}]
+        {"layers", "config", "processes", "machine"}, {"utils"}, {"probegan_losses", "feature_losses", "files"}]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]
@@ -34,6 +34,10 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("name", ["probegan_losses", "feature_losses"])
 def test_the_losses_import_torch_alone(name):
     assert set(imported(ROOT / f"{name}.py")) == {"torch"}
+
+
+def test_the_files_import_nothing_of_ours():
+    assert not set(imported(ROOT / "files.py")) & set(LEVEL)
 
 
 def test_utils_stays_short():

@@ -11,7 +11,8 @@ from PIL import Image
 
 import utils
 from config import Config, make_config
-from utils import DATASETS, JsonLines, UserError, replacing
+from files import JsonLines
+from utils import DATASETS, UserError, replacing
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
