@@ -214,11 +214,11 @@ def near_copies(source, kept, greys, left):
 
 
 def would_find(sources, left, limit):
-    """{kind: share found} of copies planted for the trial, of up to near.PLANTED left-out images, evenly spaced."""
-    step = max(1, len(left) // near.PLANTED)
-    places = left.places[::step][:near.PLANTED]
+    """(number, {kind: share found}) of copies planted for the trial, of left-out images evenly spaced."""
+    number = min(near.PLANTED, -(-len(left) // 10))
+    places = left.places[::len(left) // number][:number]
     images = torch.cat([sources[split].read(torch.tensor([i])) for split, i in places])
-    return near.found_of_planted(images, left.greys.float(), limit)
+    return number, near.found_of_planted(images, left.greys.float(), limit)
 
 
 def mistaken(source, kept, said):
@@ -298,7 +298,7 @@ def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, ju
     if absent and len(indices):
         if len(left):
             rows, copies = near_copies(source, indices, torch.cat(greys), left)
-            copies["would_find"] = would_find(sources, left, copies["threshold"])
+            copies["planted"], copies["would_find"] = would_find(sources, left, copies["threshold"])
             dropped[rows] = True
         if judges:
             rows, suspected = mistaken(source, indices, {name: torch.cat(parts) for name, parts in said.items()})
@@ -357,8 +357,9 @@ def statement(audit):
         rates = ", ".join(f"{share:.0%} ({kind})" for kind, share in copies["would_find"].items())
         sentences.append(f"{len(copies['removed'])} near copies were left out too (correlation of at least "
                          f"{copies['threshold']:g}; no more than about {copies['expected_for_nothing']:.0f} are to be "
-                         f"expected for nothing). Of copies planted to try this it found: {rates}. Rotated, strongly "
-                         "cropped or redrawn copies, and y* within other images, are not looked for.")
+                         f"expected for nothing). Of copies of {copies['planted']} left-out images, planted to try "
+                         f"this, it found: {rates}. Rotated, strongly cropped or redrawn copies, and y* within other "
+                         "images, are not looked for.")
     if suspected and suspected["suspects_found"]:
         done = "left out" if suspected["dropped"] else "used; look at them, and give --drop_suspects to leave them out"
         sentences.append(f"{suspected['suspects_found']} images under other labels that "

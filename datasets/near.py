@@ -25,7 +25,7 @@ LEAST, MOST = 0.97, 0.99
 SUSPECTED = 0.05  # how far below the threshold an image is shown as a suspect
 FALSE_SHARE = 0.001  # share of the images that the threshold may leave out for nothing
 REFERENCES = 512  # images of seen classes that the threshold is measured with
-PLANTED = 50  # copies of each kind that are planted to measure what is found
+PLANTED = 50  # most copies of each kind that are planted to measure what is found; else of every tenth image
 DIM = 1.0  # grey levels: an image that varies less has nothing to compare
 
 

@@ -115,7 +115,7 @@ def test_a_clean_set_loses_nothing_and_the_audit_says_what_it_would_have_found()
     assert len(indices) == 120 and removed(audit) == []
     would = audit["near_copies"]["would_find"]
     assert list(would) == list(KINDS) and min(would.values()) > 0.9
-    assert "Of copies planted to try this it found: 100% (JPEG, quality 75)" in audit["statement"]
+    assert "left-out images, planted to try this, it found: 100% (JPEG, quality 75)" in audit["statement"]
     assert audit["statement"].startswith("No image of cat was used: 60 images were left out by label")
 
 
