@@ -149,17 +149,47 @@ def make_discriminator(config, resolution, channels, n_classes):
     return Discriminator(resolution, channels, n_classes, config.D_ch, config.D_attn, config.init, config.SN_eps)
 
 
+def share_tables(state, own, path):
+    """Turn the class tables of each norm of a generator's state dict into a shared embedding and layers, in place.
+
+    Without a shared embedding a norm's gains and biases are tables (n_classes, C). The embedding is made one-hot, times
+    t, and the layer's weight the table over t, whose product is the same. A column of length 1, which no class uses and
+    which is orthogonal to the others, makes its spectral norm 1, t being such that all others are smaller.
+    Raises UserError where the network has no room for that column.
+    """
+    n_classes, dim = own["shared.weight"].shape
+    tables = [key for key, value in state.items() if key in own and len(value) == n_classes
+              and key.endswith((".gain.weight", ".bias.weight")) and key.removesuffix("weight") + "u0" not in state]
+    if not tables:
+        return
+    if dim <= n_classes or any(own[key].shape[1] != dim or len(own[key]) <= n_classes for key in tables):
+        raise UserError(f"{path} was trained without a shared class embedding; it needs --no-hier, a --shared_dim "
+                        f"above the {n_classes} classes, and a network wider than that.")
+    t = 2 * max(torch.linalg.matrix_norm(state[key], 2).item() for key in tables)
+    state["shared.weight"] = t * torch.eye(n_classes, dim)
+    for key in tables:
+        table = state[key].T / t  # (C, n_classes), of norm 1/2 at most
+        beside = torch.linalg.qr(torch.cat((table, torch.eye(len(table))), 1))[0][:, n_classes]
+        rest = torch.zeros(len(table), dim - n_classes - 1)
+        state[key] = torch.cat((table, beside[:, None], rest), 1)
+        state[key.removesuffix("weight") + "u0"] = beside[None]
+        state[key.removesuffix("weight") + "sv0"] = torch.ones(1)
+
+
 def load_weights(network, path):
     """Load a state dict written by BigGAN-PyTorch or ProbeGAN (G.pth, G_ema.pth, D.pth), or exported here.
 
     A `module.` prefix is dropped. Raises UserError that names the first key that is missing, unexpected or
-    of another shape. A D.pth of BigGAN-PyTorch has no unconditional head: `linear2` keeps its fresh weights.
+    of another shape. A D.pth of BigGAN-PyTorch has no unconditional head: `linear2` keeps its fresh weights. A G of it
+    trained without --G_shared, as by its CIFAR script, is given a shared embedding that computes the same.
     """
     state = load_torch(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} is not a state dict (a plain dict of tensors).")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     own = network.state_dict()
+    if "shared.weight" in own and "shared.weight" not in state:
+        share_tables(state, own, path)
     if not any(key.startswith("linear2.") for key in state):
         state |= {key: value for key, value in own.items() if key.startswith("linear2.")}
     for key in dict.fromkeys([*own, *state]):

@@ -8,9 +8,10 @@ names that users of BigGAN-PyTorch know. What one method alone needs stands in i
 import argparse
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
-from utils import DATASETS, UserError, class_label, find_dataset, nearest
+from utils import DATASETS, ROOT, UserError, class_label, find_dataset, nearest
 
 
 def setting(default, text, choices=None, or_none=False, least=None, above=None, below=None):
@@ -74,8 +75,18 @@ class Classifier:
     C_class_map: tuple[str, ...] = setting((), "its label or class name for each class of the data set, in order; none "
                                            "where it has none; not given: by name, else by position")
     C_trust: bool = setting(False, "unpickle --C_path where it needs that, which runs any code that it holds")
-    skip_classifier_check: bool = setting(False, "probe the classifier even if it fails its check")
+    C_weights: str = setting("", "which of several weights in --C_path, as state_dict_ema")
+    skip_classifier_check: bool = setting(False, "take the classifier, and the judge, even if it fails its check")
     evaluator: str = setting("", "checkpoint of the classifier that will judge this run and must not be the probed one")
+    evaluator_arch: str = setting("", "as C_arch, of the evaluator; so are the following")
+    evaluator_mean: tuple[float, ...] = setting((), "as C_mean")
+    evaluator_std: tuple[float, ...] = setting((), "as C_std")
+    evaluator_size: int = setting(0, "as C_size", least=0)
+    evaluator_range: tuple[float, ...] = setting((0.0, 1.0), "as C_range")
+    evaluator_bgr: bool = setting(False, "as C_bgr")
+    evaluator_map: tuple[str, ...] = setting((), "as C_class_map; a judge must know every class")
+    evaluator_trust: bool = setting(False, "as C_trust")
+    evaluator_weights: str = setting("", "as C_weights")
 
 
 @dataclass(frozen=True)
@@ -180,9 +191,11 @@ class Config(Machine, Optimisation, Networks, Losses, Classifier, Data):
         if self.num_D_steps % self.gp_every:
             raise UserError(f"--gp_every {self.gp_every} does not divide --num_D_steps {self.num_D_steps}; give a "
                             "number that does.")
-        if len(self.C_range) != 2 or self.C_range[0] == self.C_range[1]:
-            raise UserError(f"--C_range is {' '.join(map(str, self.C_range))}; give the values of black and of white, "
-                            "two different numbers, as --C_range 0 255.")
+        for name in ("C_range", "evaluator_range"):
+            given = getattr(self, name)
+            if len(given) != 2 or given[0] == given[1]:
+                raise UserError(f"--{name} is {' '.join(map(str, given))}; give the values of black and of white, two "
+                                f"different numbers, as --{name} 0 255.")
         if self.C_size < 0:
             raise UserError(f"--C_size is {self.C_size}; it must be a number of pixels, or 0.")
         if self.unseen_share and self.balanced_y:
@@ -264,6 +277,18 @@ class Parser(argparse.ArgumentParser):
             flags = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"'{unknown[0]}' is not a flag of this command ({nearest(unknown[0], flags)}).")
         return parsed
+
+
+def located(config, run):
+    """A Config of the run in the folder `run`, its paths found from here: as they stand, or from the repository, or
+    from a folder around the run, since they are relative to where the run was started."""
+    def found(name):
+        path = Path(getattr(config, name))
+        if not path.name or path.is_absolute() or path.exists() or (ROOT / path).exists():
+            return str(path) if path.name else ""
+        return str(next((around / path for around in Path(run).resolve().parents if (around / path).exists()), path))
+
+    return dataclasses.replace(config, **{name: found(name) for name in ("C_path", "evaluator", "data_root")})
 
 
 def merged_settings(settings):

@@ -15,19 +15,29 @@ the GAN. Image i of a run depends on seed --seed + i alone. Measurements, for --
 """
 
 import errno
+import hashlib
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from classifiers import load_classifier
+from classifiers.check import C_FLAGS, kept_preflight, require_passed
 from classifiers.frozen import fingerprint
-from classifiers.loading import probed_classifier, refuse_evaluator
+from classifiers.loading import (
+    Asked,
+    data_of,
+    judging_classifier,
+    probed_classifier,
+    refuse_evaluator,
+    same_classifier,
+)
 from classifiers.strangers import from_a_file
-from config import Config, Parser, add_flags, make_config
+from config import Config, Parser, add_flags, located, make_config
 from datasets import open_source
+from datasets.sources import sample_sha256
 from files import append_lines, read_lines
+from machine import told_of_memory
 from methods import load_run
 from metrics import feature_agreement, protocols, sound  # noqa: F401  they register the measurements
 from metrics.compare import figures_of, text_table, write_comparison
@@ -56,24 +66,59 @@ NEWEST, GIVEN, TARGET_FREE = "newest checkpoint", "given checkpoint", "target-fr
 COMPARED = 16  # images of each run in the comparison
 ORACLE = "oracle selection (uses real images of the unseen class)"
 
-SETTINGS = ("dataset", "new_class", "data_root", "C_path", "C_arch", "C_mean", "C_std", "C_size", "C_range", "C_bgr",
-            "C_class_map", "C_trust", "evaluator")
+JUDGE = tuple(name for name in Config.__dataclass_fields__ if name.startswith("evaluator"))
+SETTINGS = ("dataset", "new_class", "data_root", *C_FLAGS, *JUDGE[1:], "skip_classifier_check")
 
 # ------------------------------------------------------------------------------------------- the judges
 
 
-def load_evaluator(path, classes, C_path, probed, device):
-    """The evaluator. Raises UserError where it knows other classes, or is the probed classifier."""
-    if not path:
-        raise UserError("no evaluator was given; name an independent classifier with --evaluator. One is made by: "
-                        "python -m classifiers.train --role evaluator --help")
-    evaluator = load_classifier(path, num_classes=len(classes), device=device)
-    if evaluator.classes and evaluator.classes != tuple(classes):
-        raise UserError(f"the evaluator {path} was trained on the classes {', '.join(evaluator.classes)}, in this "
-                        f"order; the images have {', '.join(classes)}. Give one that knows those.")
+def load_evaluator(settings, classes, probed, device, home):
+    """The evaluator of a Config, checked as the probed classifier is; what the check found is kept in the folder
+    `home`. Raises UserError where it does not know the classes, fails its check, or is the probed classifier."""
+    spec = data_of(settings)
+    evaluator = judging_classifier(Asked.of(settings, "evaluator"), classes, device, spec)
     if probed:
-        refuse_evaluator(probed, C_path, path, evaluator)
+        refuse_evaluator(probed, settings.C_path, settings.evaluator, evaluator)
+    if spec:
+        # a judge knows all classes: none is unseen to it
+        try:
+            check = kept_preflight(evaluator, replace(settings, new_class=(), oracle=True, only=()), spec, home)
+        except UserError as error:
+            print(f"warning: the evaluator {settings.evaluator} is believed unchecked: {error}", file=sys.stderr)
+        else:
+            require_passed(check, settings, "evaluator")
     return evaluator
+
+
+def load_evaluators(settings, others, classes, probed, device, home):
+    """[the evaluator of a Config, further ones at the paths `others`], no two the same classifier."""
+    judges, paths = [load_evaluator(settings, classes, probed, device, home)], [settings.evaluator]
+    plain = {name: Config.__dataclass_fields__[name].default for name in JUDGE if name != "evaluator"}
+    for path in others:
+        judge = load_evaluator(replace(settings, **plain, evaluator=str(path)), classes, probed, device, home)
+        for known, place in zip(judges, paths, strict=True):
+            if same_classifier(judge, known):
+                raise UserError(f"the evaluators {place} and {path} are the same classifier; two that agree prove "
+                                "something only where they are independent: leave one out.")
+        judges.append(judge)
+        paths.append(str(path))
+    return judges
+
+
+def require_own(state, settings, probed, needs_real):
+    """Raise UserError where classifier or image set are not those that a checkpoint was made with.
+
+    Of a set, only what D was shown is asked: images of an unseen class may have been added to measure with.
+    """
+    was, now = state.get("classifier_sha256"), probed and fingerprint(probed.model)
+    if now and was not in (None, now):
+        raise UserError(f"the classifier {settings.C_path} is not the one that this run probed (SHA-256 of its weights "
+                        f"{now[:12]}, was {was[:12]}); give that one as --C_path.")
+    if needs_real and state.get("seen_sha256"):
+        source = open_source(DATASETS[find_dataset(settings.dataset)[0]], settings.data_root, "train")
+        if sample_sha256(source, [] if settings.oracle else settings.new_class) != state["seen_sha256"]:
+            raise UserError(f"the images of {settings.dataset} in {settings.data_root} are not those that this run was "
+                            "trained on; give the folder that holds those as --data_root.")
 
 
 def chosen_metrics(flags, probed, draws, audible):
@@ -106,26 +151,31 @@ def chosen_metrics(flags, probed, draws, audible):
 class Evaluation:
     """The networks and the metrics for one source of images after another; `measured` and `records` are of one.
 
-    settings: the Config of the run, or one that names data set, classes and classifier of images made elsewhere. draws:
-    what the checkpoint says of what it draws.
+    settings: the Config of the run, or one that names data set, classes and classifier of images made elsewhere. home:
+    a folder for what the check of the judge found. state: of the run's checkpoint.
     """
 
-    def __init__(self, flags, settings, classes, device, draws=()):
+    def __init__(self, flags, settings, classes, device, home, state=None):
+        state = state or {}
         self.flags, self.device = flags, device
         self.dataset, self.data_root = settings.dataset, settings.data_root
         self.probed = probed_classifier(settings, classes, device) if settings.C_path else None
         self.probed_labels = self.probed.labels if self.probed else ()
-        evaluator = load_evaluator(settings.evaluator, classes, settings.C_path, self.probed, device)
-        self.metrics = chosen_metrics(flags, self.probed, draws, is_sound(self.dataset))
-        self.digest = fingerprint(evaluator.model)
+        evaluator, *others = load_evaluators(settings, flags.others, classes, self.probed, device, home)
+        self.metrics = chosen_metrics(flags, self.probed, state.get("draws", ()), is_sound(self.dataset))
+        self.digest, self.interrupted = fingerprint(evaluator.model), False
         folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
         self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
+        self.others = [ClassifierFeatures(judge, f"{folder}_{Path(path).stem}_{i}") for i, (judge, path) in enumerate(
+            zip(others, flags.others, strict=True), 2)]
         self.extractor = self.judge
         if flags.features == "inception":
             self.extractor = InceptionFeatures(flags.inception_weights, device)
         self.presence = Presence(flags.presence, self.dataset, self.data_root) if flags.presence else None
-        if flags.report or any("real" in metric.needs for metric in self.metrics):
+        needs_real = flags.report or any("real" in metric.needs for metric in self.metrics)
+        if needs_real:
             self.require_real()
+        require_own(state, settings, self.probed, needs_real)
 
     def require_real(self):
         """Raise UserError where the training images are missing, before the time to generate any is spent."""
@@ -138,12 +188,27 @@ class Evaluation:
     def measure(self, images, metrics, selection):
         """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
         measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
-                            self.data_root, self.device, self.flags.batch_size, presence=self.presence)
+                            self.data_root, self.device, self.flags.batch_size, presence=self.presence,
+                            others=self.others)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         about = {"step": images.step, "first_seed": images.first_seed, "time": now, "selection": selection,
                  "evaluator_sha256": self.digest}
-        records = [{**record, **about} for metric in metrics for record in metric.measure(measured)]
-        return measured, records
+        records, errors = [], []
+        for metric in metrics:
+            try:
+                records += metric.measure(measured)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                print("stopped; what was measured until now is kept", file=sys.stderr)
+                break
+            except Exception as error:  # of one metric: the others are measured and kept
+                errors.append(error)
+                why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                records.append({"metric": metric.name, "value": None, "low": None, "high": None, "class": None,
+                                "n": 0, "warning": f"{metric.name} could not be measured: {why}"})
+        if len(errors) == len(metrics):
+            raise errors[0]
+        return measured, [{**record, **about} for record in records]
 
 
 def run_images(state, flags, device):
@@ -210,6 +275,8 @@ def table_rows(records, new_class):
     """(metric, class, value, interval, n) as strings: of each metric the unseen classes, all, and the seen in one."""
     groups = {}
     for record in records:
+        if not record["n"]:
+            continue  # of what could not be measured
         label = record["class"]
         place = 0 if label in new_class else 1 if label is None else 2
         groups.setdefault(record["metric"], {}).setdefault((place, label if place < 2 else ""), []).append(record)
@@ -236,7 +303,10 @@ def print_table(title, records, new_class):
               f"{n:>{widths[4]}}")
     for label in new_class:
         print(f"  {sentence(records, label)}")
-    warned = [record for record in records if record["warning"]]
+    for record in records:
+        if not record["n"]:
+            print(f"  {record['metric']:{widths[0]}}  -  {record['warning']}")
+    warned = [record for record in records if record["warning"] and record["n"]]
     for warning in dict.fromkeys(r["warning"] for r in warned if r["class"] in {None, *new_class}):
         print(f"  warning: {warning}")
     more = sum(record["class"] not in {None, *new_class} for record in warned)
@@ -248,21 +318,27 @@ def print_table(title, records, new_class):
 
 
 class Outputs:
-    """The files that a measurement writes: results.jsonl and report.html in a folder, or with a file's name before."""
+    """The files that a measurement writes: results.jsonl and report.html in a folder, or with a file's name before.
 
-    def __init__(self, home, report):
+    They lie in the folder `out` where one is given, as for a run in which one may not write.
+    """
+
+    def __init__(self, home, report, out=None):
         stem = "" if home.is_dir() else f"{home.stem}."
-        folder = home if home.is_dir() else home.parent
+        folder = self.folder = out or (home if home.is_dir() else home.parent)
+        folder.mkdir(parents=True, exist_ok=True)
         self.results, self.report = folder / f"{stem}results.jsonl", folder / f"{stem}report.html" if report else None
         for path in filter(None, (self.results, self.report)):
             require_writable(path)
 
-    def write(self, title, measured, records, state, home, selection=None):
+    def write(self, title, measured, records, state, home, selection=None, interrupted=False):
         """Append the records, print them, and write the report where one was asked for."""
         new_class = [measured.classes[label] for label in measured.images.new_class]
         append_lines(self.results, records)
         print_table(title, records, new_class)
         print(f"  written to {self.results}")
+        if interrupted:
+            sys.exit(130)
         if self.report:
             write_report(self.report, report_of(measured, records, state, home, selection))
             print(f"  the report: {self.report}")
@@ -273,16 +349,17 @@ def evaluate_run(run, flags, overrides, device):
     home = run if run.is_dir() else run.parent
     home = home.parent if home.name == "checkpoints" else home
     state, chosen = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
-    outputs = Outputs(home, flags.report)
+    outputs = Outputs(home, flags.report, flags.out)
     # who made the checkpoint does not decide whether a classifier's code is run
-    settings = replace(Config.from_dict(from_a_file(state["config"], overrides, run)), **overrides)
-    evaluation, selection = Evaluation(flags, settings, state["dataset"]["classes"], device, state["draws"]), None
+    settings = replace(located(Config.from_dict(from_a_file(state["config"], overrides, run)), home), **overrides)
+    evaluation = Evaluation(flags, settings, state["dataset"]["classes"], device, outputs.folder, state)
+    selection = None
     if flags.oracle_select:
         state, selection = oracle_select(evaluation, home, flags)
         chosen = ORACLE
     measured, records = evaluation.measure(run_images(state, flags, device), evaluation.metrics, chosen)
     title = f"{run}, step {state['step']} ({chosen}), {flags.num} images a class from seed {flags.seed}"
-    outputs.write(title, measured, records, state, home, selection)
+    outputs.write(title, measured, records, state, home, selection, evaluation.interrupted)
     if selection:
         free, best = selection["target_free"], selection["oracle"]
         print(f"  {selection['metric']}: {figure(free['value'])} at step {free['step']} without and "
@@ -295,10 +372,33 @@ def evaluate_images(flags, overrides, device):
     settings = make_config(**overrides)
     spec = DATASETS[settings.dataset]
     images = file_images(flags.images, spec, settings.new_class, flags.num)
-    outputs = Outputs(flags.images, flags.report)
-    evaluation = Evaluation(flags, settings, spec.classes, device)
+    outputs = Outputs(flags.images, flags.report, flags.out)
+    evaluation = Evaluation(flags, settings, spec.classes, device, outputs.folder)
     measured, records = evaluation.measure(images, evaluation.metrics, "")
-    outputs.write(f"{flags.images}, {flags.num} images a class", measured, records, {}, flags.images)
+    outputs.write(f"{flags.images}, {flags.num} images a class", measured, records, {}, flags.images,
+                  interrupted=evaluation.interrupted)
+
+
+def require_together(runs):
+    """Raise UserError where runs are not repetitions of one another: other classifiers, classes or methods, or one
+    run twice."""
+    first, digests = None, {}
+    for run in runs:
+        state = target_free(run)[0] if run.is_dir() else load_run(run)
+        own = {name: state["config"].get(name) for name in ("dataset", "new_class", "oracle", "method", "only")}
+        own |= {"classes": state["dataset"]["classes"], "classifier": state.get("classifier_sha256")}
+        first = first or own
+        for name, value in own.items():
+            if value != first[name]:
+                raise UserError(f"{runs[0]} and {run} differ in their {name} ({first[name]} and {value}), and a mean "
+                                "over both would be of nothing; give runs that differ in their seed alone.")
+        digest = hashlib.sha256()
+        for part in state.get("G_ema", {}).values():
+            digest.update(part.numpy().tobytes())
+        name = digest.hexdigest() if state.get("G_ema") else str(run.resolve())
+        if name in digests:
+            raise UserError(f"{digests[name]} and {run} are one run, or of one seed; give each once.")
+        digests[name] = run
 
 
 def combine(runs, found):
@@ -374,6 +474,11 @@ def check_flags(flags, overrides):
 
 
 def main():
+    with told_of_memory("--batch_size or --num"):
+        run_command()
+
+
+def run_command():
     width = max(len(name) for name in METRICS)
     parser = Parser(description=__doc__ + "\n".join(f"  {name:{width}}  {metric.description}"
                                                     for name, metric in METRICS.items()))
@@ -381,6 +486,10 @@ def main():
                         "one, else its newest checkpoint; or checkpoint files")
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN",
                         help="runs of one unseen class, measured before, to be set side by side")
+    parser.add_argument("--evaluator", nargs="+", default=[], metavar="PATH", help="the judge, to which the flags "
+                        "--evaluator_* apply; of several, what all recognise counts as recognised")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: into the run, or beside "
+                        "the images)")
     parser.add_argument("--images", type=Path, help="images made elsewhere, instead of --run")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="what to measure (default: all)")
     parser.add_argument("--num", type=int, default=5000, help="images a class (default: 5000)")
@@ -398,6 +507,8 @@ def main():
     add_flags(parser.add_argument_group("the judge, and what --images are of (a run knows its own)"), names=SETTINGS)
     flags = parser.parse_args()
     overrides = {name: value for name, value in vars(flags).items() if name in SETTINGS}
+    overrides |= {"evaluator": flags.evaluator[0]} if flags.evaluator else {}
+    flags.others = flags.evaluator[1:]
     check_flags(flags, overrides)
     device = choose_device(flags.device)
     if flags.images:
@@ -406,10 +517,12 @@ def main():
     if flags.compare:
         compare_runs(flags, device)
         return
+    if len(flags.run) > 1:
+        require_together(flags.run)
     found = [evaluate_run(run, flags, overrides, device) for run in flags.run]
     if len(found) > 1:
         combined, new_class = combine(flags.run, [records for records, _ in found]), found[0][1]
-        path = flags.run[0].resolve().parent / "combined.jsonl"
+        path = (flags.out or flags.run[0].resolve().parent) / "combined.jsonl"
         append_lines(path, combined)
         print_table(f"{len(found)} runs together, mean and 95 % interval over runs", combined, new_class)
         print(f"  written to {path}")

@@ -3,9 +3,12 @@
 import os
 import statistics
 import time
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+
+from utils import UserError
 
 TRIES = 7
 WORTH = 1.2  # times as fast as float32, from which bfloat16 is chosen on a CPU
@@ -62,6 +65,20 @@ def bfloat16_speed():
         works[dtype] = lambda x=x, weight=weight: F.conv2d(x, weight, padding=1)
     found = medians(works)
     return found[torch.float32] / found[torch.bfloat16]
+
+
+@contextmanager
+def told_of_memory(flags):
+    """Turn running out of memory into a UserError that names the flags that need less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'of the CPU'}); "
+                        f"give a smaller {flags}.") from error
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"there is not enough memory of the CPU; give a smaller {flags}.") from error
 
 
 def choose_precision(name, device):

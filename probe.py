@@ -76,25 +76,19 @@ class Found:
         return Path(path)
 
     def _evaluated(self, judge, metrics, num, seed, report):
-        data = self.state["dataset"]
-        judge = path_of(judge, data["channels"], data["resolution"], data["classes"])
         flags = Namespace(metrics=list(metrics), num=num, seed=seed, features="evaluator", inception_weights=None,
-                          oracle_select=False, report=report, batch_size=100)
+                          oracle_select=False, report=report, batch_size=100, presence="", out=None,
+                          others=[])
         register(self.state)
-        return evaluate.evaluate_run(self.run, flags, {"evaluator": judge}, self.device)[0]
+        return evaluate.evaluate_run(self.run, flags, {"evaluator": path_of(judge)}, self.device)[0]
 
 
 # ------------------------------------------------------------------------------------- what users bring
 
 
-def path_of(classifier, channels, resolution, classes, **loading):
-    """The path of a classifier: as given, or a name by which one in memory is found by this process.
-
-    loading: mean, std, size, value_range and bgr of classifiers.load_classifier, for a module in memory.
-    """
-    if isinstance(classifier, nn.Module):
-        return remember(classifier, channels, resolution, len(classes), **loading)
-    return str(classifier)
+def path_of(classifier):
+    """The path of a classifier: as given, or a name by which one in memory is found by this process."""
+    return remember(classifier) if isinstance(classifier, nn.Module) else str(classifier)
 
 
 def as_pixels(images, value_range):
@@ -167,9 +161,9 @@ def probe(classifier, images=None, labels=None, *, unseen, steps, run=None, clas
           resolution=None, **settings):
     """Train ProbeGAN until `steps` G steps, and return what it drew.
 
-    classifier: any nn.Module that takes images (B, C, H, W) in [0, 1], or with C_mean, C_std, C_size, C_range and C_bgr
-    as train.py's flags say, and gives logits; it is copied, not changed. Or the path of a checkpoint. images: uint8
-    or, in value_range, float (N, C, H, W), with labels (N,); a torch Dataset of (image, label); or a folder of
+    classifier: any nn.Module that takes images (B, C, H, W) in [0, 1], or as C_mean, C_std, C_size, C_range and C_bgr
+    say, and answers as one in a file may; it is copied, not changed. Or the path of a checkpoint. images: uint8 or, in
+    value_range, float (N, C, H, W), with labels (N,); a torch Dataset of (image, label); or a folder of
     <class>/<file>, drawn at `resolution`. unseen: a class or several, by label or name; its images never reach the GAN.
     classes: names in label order (default: the labels). run: the folder to write (default: runs/probe_<unseen>); where
     it holds a run already that is gone on with, its images included. settings: as train.py's flags.
@@ -187,8 +181,7 @@ def probe(classifier, images=None, labels=None, *, unseen, steps, run=None, clas
         DATASETS.pop(name, None)  # of an earlier try in this folder
         spec = write_images(data_root, name, images, labels, classes, value_range, resolution)
         DATASETS[name] = spec
-    given = {key[2:]: settings.pop(key) for key in ("C_mean", "C_std", "C_size", "C_bgr") if key in settings}
-    path = path_of(classifier, spec.channels, spec.resolution, spec.classes, **given)
+    path = path_of(classifier)
     if state is None:
         config = make_config(dataset=spec.folder, new_class=unseen, data_root=str(data_root), C_path=path,
                              num_steps=steps, **settings)

@@ -25,7 +25,7 @@ from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier
 from classifiers.strangers import from_a_file
 from config import Config, Parser, add_flags, make_config
-from datasets.sources import image_files, load_image, to_array
+from datasets.sources import Decoder, image_files, to_array
 from methods import load_run
 from sampler import make_sampler
 from sound import save_spectrograms, save_wav, to_waves
@@ -124,7 +124,9 @@ def given_faces(folder, sampler, state, device):
     if fingerprint(C.model) != sampler.classifier_sha256:
         raise UserError(f"the classifier {state['config']['C_path']} is not the one that this run was made with, and "
                         "its features mean other things; restore it.")
-    images = [load_image(f"{folder}/{file}", file, channels) for file in files]
+    paths = [f"{folder}/{file}" for file in files]
+    decoder = Decoder(channels, paths)
+    images = [decoder.load(path, path) for path in paths]
     other = {f"{image.width}x{image.height}" for image in images} - {f"{side}x{side}"}
     if other:
         print(f"faces of {', '.join(sorted(other))} pixels are cropped to a square and resized to {side}x{side}")

@@ -6,8 +6,11 @@
     torchrun --nproc_per_node 4 -- train.py ...                            either, on several GPUs
 """
 
+import fcntl
+import os
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +20,9 @@ from tqdm.auto import tqdm
 import processes
 from classifiers.check import preflight, require_passed
 from classifiers.strangers import from_a_file
+from config import FIELDS, located
 from files import JsonLines, clear_abandoned
-from machine import tune
+from machine import told_of_memory, tune
 from methods import RunParser, find_method, load_run, make_config, read_config, start
 from metrics.collapse import CollapseWatch
 from metrics.selection import Selection
@@ -152,8 +156,22 @@ def train(training, run):
                 sys.exit(128 + stop)
 
 
-def carry_out(training, run):
-    """Check the classifier, write down what the run is, and train it to its end."""
+@contextmanager
+def locked(run):
+    """Keep other runs out of a folder, which is made, as long as the block lasts. Raises UserError where one is in."""
+    Path(run).mkdir(parents=True, exist_ok=True)
+    handle = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another process trains in {run}; wait for it, or give another --run.") from error
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def checked_run(training, run):
+    """The run, once its folder is its own."""
     config = training.config
     check = preflight(training.C, config, training.spec)
     if processes.rank() == 0:
@@ -169,10 +187,18 @@ def carry_out(training, run):
     train(training, run)
 
 
+def carry_out(training, run):
+    """Check the classifier, write down what the run is, and train it to its end. Raises UserError where another
+    process is at work in the folder."""
+    with locked(run) if processes.rank() == 0 else nullcontext():
+        checked_run(training, run)
+
+
 # -------------------------------------------------------------------------------------- command line
 
-RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_arch", "C_trust", "skip_classifier_check", "evaluator",
-                "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select")
+RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_arch", "C_trust", "skip_classifier_check",
+                "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select",
+                *(name for name in FIELDS if name.startswith("evaluator")))
 
 
 def default_run(config, spec):
@@ -201,15 +227,17 @@ def main():
         state = load_run(resume)
         folder = resume if resume.is_dir() else resume.parent
         run = folder.parent if folder.name == "checkpoints" and not resume.is_dir() else folder
-        config = replace(read_config(from_a_file(state["config"], flags, resume)), **flags)
+        config = replace(located(read_config(from_a_file(state["config"], flags, resume)), run), **flags)
         spec = DATASETS[find_dataset(config.dataset)[0]]
     else:
         state, config = None, make_config(**flags)
         spec = DATASETS[config.dataset]
         run = run or default_run(config, spec)
         if checkpoint_files(run):
-            raise UserError(f"{run} already holds a run; go on with it by --resume {run}, or give another --run.")
-    with processes.joined(config.device) as device:
+            raise UserError(f"{run} already holds a run, of the classifier {load_run(run)['config']['C_path']}; go on "
+                            f"with it by --resume {run}, or give another --run.")
+    with processes.joined(config.device) as device, told_of_memory("--batch_size with more --num_D_accumulations and "
+                                                                   "--num_G_accumulations, or --max_resident_gb"):
         tune(device, state["threads"] if state and "threads" in state else 0)
         carry_out(start(config, spec, device, state), run)
 

@@ -7,12 +7,12 @@ import torch
 
 import processes
 from BigGAN import load_weights, make_discriminator, make_generator
-from classifiers import load_classifier
 from classifiers.check import logits_of
 from classifiers.frozen import fingerprint
-from classifiers.loading import probed_classifier, refuse_evaluator
+from classifiers.loading import Asked, judging_classifier, probed_classifier, refuse_evaluator
 from datasets import ImageStream, leave_out, open_source
 from datasets.absence import starting_weights, statement, test_source
+from datasets.sources import sample_sha256
 from layers import synchronise_batch_norms
 from machine import choose_precision
 from step import discriminator_step, draw_fakes, generator_step, make_task
@@ -22,6 +22,7 @@ from utils import EMA, UserError, autocast, random_state, set_random_state
 def judge_of(frozen, labels):
     """The judge of datasets.leave_out that a classifier makes: the probability of these labels of its own together."""
     return lambda images: logits_of(frozen, images).softmax(1)[:, labels].sum(1)
+
 
 
 class Training:
@@ -45,15 +46,17 @@ class Training:
         config = replace(config, precision="bf16" if bf16 else "fp32")
         self.method, self.config, self.spec, self.device = method, config, spec, device
         n_classes = len(spec.classes)
-        evaluator = load_classifier(config.evaluator, num_classes=n_classes) if config.evaluator else None
+        evaluator = judging_classifier(Asked.of(config, "evaluator"), spec.classes, "cpu", spec) \
+            if config.evaluator else None
         torch.manual_seed(config.seed)
         self.C = probed_classifier(config, spec.classes, device)
         refuse_evaluator(self.C, config.C_path, config.evaluator, evaluator)
         self.C_sha256 = fingerprint(self.C.model)
         source = open_source(spec, config.data_root, "train")
+        self.seen_sha256 = sample_sha256(source, [] if config.oracle else config.new_class)
         judges = {"the probed classifier": judge_of(self.C, [self.C.labels[y] for y in config.new_class])}
         if evaluator:
-            judges["the evaluator"] = judge_of(evaluator.to(device), list(config.new_class))
+            judges["the evaluator"] = judge_of(evaluator.to(device), [evaluator.labels[y] for y in config.new_class])
         files = {"init_G": config.init_G, "init_D": config.init_D, "gan": getattr(config.own, "gan", "")}
         indices, self.audit, guard = leave_out(
             source, spec, config.new_class, config.oracle, config.only, test=test_source(spec, config.data_root),
@@ -92,7 +95,8 @@ class Training:
             "dataset": {"resolution": self.spec.resolution, "channels": self.spec.channels,
                         "classes": list(self.spec.classes)},
             "draws": self.draws, "step": self.step, "random": random_state(), "audit": self.audit,
-            "classifier_sha256": self.C_sha256, "threads": torch.get_num_threads(),
+            "classifier_sha256": self.C_sha256, "seen_sha256": self.seen_sha256,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state(self, state):

@@ -93,6 +93,9 @@ DATASETS = {
         mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
+    # made by experiments/hue.py
+    "MNIST_colour": DatasetSpec("mnist_colour", 32, 3, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
+    "digits_colour": DatasetSpec("digits_colour", 16, 3, tuple("0123456789"), _SMALL),
     "fer2013": DatasetSpec(
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
     "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), _WATERBIRDS, mirror=True),
@@ -297,9 +300,13 @@ def load_checkpoint(path):
         return state
 
 
+# what batch systems and closing terminals send, besides Ctrl-C
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
 @contextmanager
 def stop_on_signal():
-    """Yield a function that tells whether SIGTERM or Ctrl-C has arrived; a second Ctrl-C interrupts."""
+    """Yield a function that tells whether one of STOPPING has arrived; a second Ctrl-C interrupts."""
     received = []
 
     def note(number, _frame):
@@ -307,7 +314,7 @@ def stop_on_signal():
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield lambda: received[0] if received else None
     finally:

@@ -1,21 +1,21 @@
 """The registry of classifier architectures; to add one, write its file and register it below.
 
 Beside the registered names there are families, `wrn-28-10` and `densenet-bc-190-40` of any size, the
-networks of two libraries, `torchvision:vit_b_16` and `timm:NAME`, and a user's own code,
-`package.module:factory`.
+networks of three libraries, `torchvision:vit_b_16`, `timm:NAME` and `robustness:resnet50`, and a user's own code,
+`package.module:factory` or `FILE.py:factory`.
 """
 
-import importlib
-import inspect
 import re
 import sys
+import types
 from functools import partial
-from pathlib import Path
 
+import torch
 from torch import nn
 
 from classifiers.densenet import DenseNetBC
 from classifiers.efficientnet_lite import USUAL, EfficientNetLite0
+from classifiers.foreign import own_factory, their_traceback
 from classifiers.narrow import NarrowResNet, NarrowVGG
 from classifiers.resnet import resnet8, resnet18, resnet50
 from classifiers.resnet9 import ResNet9
@@ -27,7 +27,10 @@ from utils import UserError, nearest
 ARCHITECTURES = {}
 USUAL_OF = {"efficientnet-lite0": USUAL}  # what `find` says of registered ones, where it is anything
 FAMILIES = {"wrn": WideResNet, "densenet-bc": DenseNetBC}  # <name>-<depth>-<width>
-OTHERS = "wrn-D-K, densenet-bc-D-K, torchvision:NAME, timm:NAME or package.module:factory"
+OTHERS = "wrn-D-K, densenet-bc-D-K, torchvision:NAME, timm:NAME, robustness:NAME or package.module:factory"
+# what the robustness package normalises by, and the size of its images, for each of its two groups of networks
+ROBUSTNESS = {"cifar": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010], "resolution": 32},
+              "imagenet": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resolution": 224}}
 
 
 def register(name, builder):
@@ -56,11 +59,17 @@ def find(arch):
     if not colon:
         raise UserError(f"classifier architecture '{arch}' is unknown ({nearest(arch, ARCHITECTURES)}). Also "
                         f"valid: {OTHERS}.")
-    if library == "torchvision":
-        return _torchvision(name)
-    if library == "timm":
-        return _timm(name)
-    return _factory(library, name), {}
+    libraries = {"torchvision": _torchvision, "timm": _timm, "robustness": _robustness}
+    return libraries[library](name) if library in libraries else (own_factory(library, name), {})
+
+
+def alternatives(arch):
+    """The architectures that a name may stand for, the likeliest first: one, but for the robustness package's."""
+    if arch.startswith("robustness:") and "." not in arch:
+        name = arch.partition(":")[2]
+        groups = [group for group in ROBUSTNESS if name in _robustness_models(group)]
+        return [f"robustness:{group}.{name}" for group in groups] or [arch]
+    return [arch]
 
 
 def build(arch, num_classes, channels):
@@ -73,9 +82,9 @@ def build(arch, num_classes, channels):
         model = builder(num_classes, channels)
     except UserError:
         raise
-    except Exception as error:  # foreign code fails in many ways
+    except (Exception, SystemExit) as error:  # foreign code fails in many ways
         raise UserError(f"classifier architecture '{arch}' could not be built for {num_classes} classes and {channels} "
-                        f"channels ({type(error).__name__}: {error}).") from error
+                        f"channels. This is where it fails:\n{their_traceback(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"classifier architecture '{arch}' made a {type(model).__name__}; it must return an nn.Module "
                         "that maps normalised images to logits.")
@@ -110,25 +119,38 @@ def _timm(name):
             {"mean": list(usual.mean), "std": list(usual.std), "resolution": usual.input_size[-1]})
 
 
-def _factory(module, name):
-    # the user's code lies where the command is run, which is not always on the path
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _robustness_models(group):
+    """{name: what builds it} of the `robustness` package's networks for CIFAR or for ImageNet."""
+    # a module of torchvision that is gone; the package wants one function of it
+    old = types.ModuleType("torchvision.models.utils")
+    old.load_state_dict_from_url = torch.hub.load_state_dict_from_url
+    sys.modules.setdefault(old.__name__, old)
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"classifier architecture '{module}:{name}' cannot be imported ({error}); give "
-                        "package.module:factory, found from the folder that the command is run in.") from error
-    parameters = inspect.signature(found).parameters.values()
-    takes = {p.name for p in parameters}
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        from robustness import cifar_models, imagenet_models
+    except ImportError as error:
+        raise UserError(f"robustness:NAME needs the package robustness ({error}); install it with: pip install "
+                        "--no-deps -r requirements_robustness.txt. Its checkpoints of resnet18 and resnet50 load "
+                        "without it.") from error
+    module = {"cifar": cifar_models, "imagenet": imagenet_models}[group]
+    return {name: value for name, value in vars(module).items()
+            if callable(value) and name.islower() and not isinstance(value, types.ModuleType) and name != "test"}
+
+
+def _robustness(name):
+    wanted, _, plain = name.rpartition(".")
+    groups = [wanted] if wanted in ROBUSTNESS else list(ROBUSTNESS)
+    models = {group: _robustness_models(group) for group in groups}
+    group = next((group for group in groups if plain in models[group]), None)
+    if group is None or wanted not in ("", group):
+        known = [f"{group}.{name}" for group in groups for name in models[group]]
+        raise UserError(f"robustness has no classifier '{name}' ({nearest(name, known)}).")
 
     def builder(num_classes, channels):
-        given = {"num_classes": num_classes, "channels": channels}
-        return found(**{key: value for key, value in given.items() if anything or key in takes})
+        if channels != 3:
+            raise UserError(f"robustness:{name} takes images of 3 channels, not {channels}.")
+        return models[group][plain](num_classes=num_classes)
 
-    return builder
+    return builder, ROBUSTNESS[group]
 
 
 register("smallcnn", SmallCNN)

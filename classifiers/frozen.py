@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
+from classifiers.answers import Answers, flat_if
 from utils import UserError
 
 # ITU-R BT.601 luma, as in Pillow's convert("L")
@@ -21,17 +22,20 @@ class FrozenClassifier(nn.Module):
     Stays in eval mode; no parameter takes a gradient, the images do. `arch`, `classes` (names in label order),
     `role` ('evaluator' or '') and `card` (how it was trained) are for checks and reports. `labels` says which
     of its labels stands for each class of a data set, -1 for none; the identity unless class_labels set it. `own` is
-    what its file says of mean, std, resolution and bgr, where it was loaded with others.
+    what its file says of mean, std, resolution and bgr, where it was loaded with others. `answers` makes logits of
+    what the model returns; flat: it takes images flattened, (B, channels * resolution^2). `notes` are sentences on how
+    its file was read, `hinted` what that says and was not believed: any of mean, std, resolution, classes.
     """
 
     def __init__(self, model, num_classes, channels, resolution, mean, std, arch="", classes=(), card=None, role="",
-                 bgr=False):
+                 bgr=False, answers=None, flat=False):
         super().__init__()
         self.model = model
         self.num_classes, self.channels, self.resolution = num_classes, channels, resolution
         self.arch, self.classes, self.card, self.role, self.bgr = arch, tuple(classes), card or {}, role, bgr
         self.labels = tuple(range(num_classes))
-        self.own = {}
+        self.answers, self.flat = answers or Answers(), flat
+        self.own, self.notes, self.hinted = {}, [], {}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.requires_grad_(False)
@@ -52,7 +56,7 @@ class FrozenClassifier(nn.Module):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.mean.device)
         try:
             folded = fuse(self.model).requires_grad_(False)
-            given, found = self.model(images), folded(images)
+            given, found = (self.answers(model(flat_if(self.flat, images))) for model in (self.model, folded))
         except Exception:  # the user's code may raise anything when it is traced
             return
         if (given - found).abs().max() <= 1e-3 * given.abs().max():
@@ -66,25 +70,23 @@ class FrozenClassifier(nn.Module):
         x = self.resized(self.with_own_channels(images01))
         if self.bgr:
             x = x.flip(1)
-        return self.model((x - self.mean) / self.std).float()
+        return self.answers(self.model(flat_if(self.flat, (x - self.mean) / self.std)))
 
     def features_and_logits(self, images):
         """Images in [-1, 1] (B, 1 or 3, H, W) -> (features (B, F), logits (B, num_classes)), both float32.
 
-        The features are what the model's last linear layer is given, flattened; the logits where there is no
-        such layer (a compiled file).
+        The features are what the last linear layer that the model runs is given, flattened; the logits where it runs
+        none (a compiled file).
         """
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        if not layers:
-            logits = self(images)
-            return logits, logits
         seen = []
-        handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        handles = [module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+                   for module in self.model.modules() if isinstance(module, nn.Linear)]
         try:
             logits = self(images)
         finally:
-            handle.remove()
-        return seen[-1].float().flatten(1), logits
+            for handle in handles:
+                handle.remove()
+        return seen[-1].float().flatten(1) if seen else logits, logits
 
     def with_own_channels(self, x):
         """(B, 1 or 3, H, W) -> (B, channels, H, W): grey is repeated, colour becomes luminance."""

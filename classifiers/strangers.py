@@ -2,7 +2,7 @@
 
 from utils import UserError
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = ("torchvision", "timm", "robustness")
 NEAR_CHANCE = 0.3  # least share of the way from chance to certainty that any classifier has to go
 
 
@@ -12,23 +12,26 @@ def is_own_code(arch):
     return bool(colon) and library not in LIBRARIES
 
 
-def require_asked(arch, given, where):
+def require_asked(arch, given, where, flag="--C_arch"):
     """Raise UserError where the architecture that the file `where` names is code to import, and is not the one given.
 
-    given: --C_arch of the command line, '' for none.
+    given: the value of `flag` on the command line, '' for none.
     """
     if is_own_code(arch) and arch != given:
         raise UserError(f"{where} asks for the code {arch!r} to be imported, and a file does not decide what is run; "
-                        f"if you trust that module, say so: --C_arch {arch}")
+                        f"if you trust that module, say so: {flag} {arch}")
 
 
 def from_a_file(settings, flags, where):
     """The settings of a checkpoint (a dict), without what the command line alone may ask for.
 
-    flags: what the command line gives. C_trust is off unless given. Raises UserError as require_asked does.
+    flags: what the command line gives. To trust the probed classifier, or the evaluator, is off unless given. Raises
+    UserError as require_asked does.
     """
-    require_asked(settings.get("C_arch", ""), flags.get("C_arch", ""), where)
-    return {**settings, "C_trust": flags.get("C_trust", False)}
+    for name in ("C_arch", "evaluator_arch"):
+        require_asked(settings.get(name, ""), flags.get(name, ""), where, f"--{name}")
+    trusted = {name: flags.get(name, False) for name in ("C_trust", "evaluator_trust") if name in settings}
+    return {**settings, **trusted}
 
 
 def least_expected(said, margin, classes):

@@ -377,10 +377,10 @@ def fit(training):
 
 
 def accuracies(hits, labels, classes):
-    """Share of `hits` (N,) bool, overall and per class name; None for a class without images."""
+    """Share of `hits` (N,) bool, overall and per class name; None where there are no images."""
     per_class = {name: hits[labels == k].float().mean().item() if (labels == k).any() else None
                  for k, name in enumerate(classes)}
-    return {"overall": hits.float().mean().item(), "per_class": per_class}
+    return {"overall": hits.float().mean().item() if len(hits) else None, "per_class": per_class}
 
 
 def hits_of(frozen, images, labels, attack=None):

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import http.client
-import io
 import math
 import re
 import shutil
@@ -12,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -31,24 +30,28 @@ from datasets.attributes import (
     waterbirds_table,
     write_attributes,
 )
-from datasets.safety import require_small_member
-from datasets.sources import BUILT_IN, MODES, SUFFIXES, image_files, load_image, to_array
+from datasets.layouts import LAYOUTS, images_of, layout, tree_of
+from datasets.sources import BUILT_IN, MODES, Decoder, content_of, to_array
 from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
 
 RESOLUTIONS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # BigGAN.widths_at
+LISTED = 5  # bad images that an error names
+NAMES_BYTES = 60_000  # of class names that an HDF5 attribute, which ends at 64 kB, is given
 
 
 @dataclass(frozen=True)
 class Split:
     """Images on their way into a file: labels, int64 (N,), and read(i) -> uint8 (C, H, W).
 
-    attributes: {name: datasets.attributes.Attribute}; note: what the split lacks, in words.
+    attributes: {name: datasets.attributes.Attribute}; note: what the split lacks, in words; left_out: how many more
+    images there were, which do not decode.
     """
 
     labels: np.ndarray
     read: Callable
     attributes: dict = field(default_factory=dict)
     note: str = ""
+    left_out: int = 0
 
     def only(self, rows):
         """The images with these row numbers."""
@@ -57,24 +60,27 @@ class Split:
 
 
 def prepare(name, data_root, source=None, resolution=None, channels=None, test_share=0.1, attributes=(),
-            csv="metadata.csv", drop_mislabelled=False):
+            csv="metadata.csv", drop_mislabelled=False, how="", skip_bad=False, say=lambda line: None):
     """Write <data_root>/<name>/train.h5 and test.h5, both or neither.
 
     name: 'cifar10' or 'mnist' (downloaded, or taken from `source`), 'digits' (from scikit-learn), or
-    any other name for the images in `source`, a zip or a folder of <split>/<class>/<file> or
-    <class>/<file>, with or without a folder around it. Of sounds instead of images datasets.voices makes
+    any other name for the images in `source`, a zip or a folder in one of the layouts of datasets.layouts, or in the
+    one that `how` names. Of sounds instead of images datasets.voices makes
     spectrograms, and evaluator.h5 too. resolution in pixels and channels are those of
     utils.DATASETS where <name> is registered there. A source without a test (or val) split gives the
     share `test_share` of each class to it, evenly spaced in the sorted file names.
     attributes: columns of `csv`, a file of the source, that are stored beside the labels; that CSV then says each
     image's class and split. 'waterbirds' and 'waterbirds32' are read by their own CSV; drop_mislabelled: without the
-    species that are labelled wrongly there.
+    species that are labelled wrongly there. skip_bad: leave images out that do not decode. say(line) is told what was
+    read as what.
     Returns (DatasetSpec, {split: Split}). Raises UserError for a source that cannot be used.
     """
     from datasets import voices as sounds  # here, since that module writes what this one describes
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"'{name}' cannot name a data set: use letters, digits, - and _.")
+    if how and how not in LAYOUTS:
+        raise UserError(f"--layout {how} is unknown ({nearest(how, LAYOUTS)}).")
     if not 0 <= test_share < 1:
         raise UserError(f"--test_share is {test_share}; it must be at least 0 and below 1.")
     spec = next((spec for spec in DATASETS.values() if spec.folder == name), None)
@@ -100,18 +106,47 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
         splits = digits()
     elif name == "cifar10" and (source is None or cifar10_archive(source)):
         splits = cifar10(source)
-    elif name == "mnist" and (source is None or idx_folder(source)):
+    elif name == "mnist" and (source is None or idx_files(source)):
         splits = mnist(source)
     elif source is not None and (attributes or name.startswith("waterbirds")):
-        spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, test_share)
+        spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, test_share, say)
     elif source is None:
         raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
     elif sounds.found_in(source):
-        spec, splits = sounds.prepare_sounds(source, spec)
+        spec, splits = sounds.prepare_sounds(source, spec, how, say)
     else:
-        spec, splits = from_tree(source, spec, test_share)
-    write(Path(data_root) / name, spec, splits)
+        spec, splits = from_tree(source, spec, test_share, how, say)
+    folder = Path(data_root) / name
+    try:
+        write(folder, spec, splits)
+    except BadImage:
+        splits = without_bad(splits, source, skip_bad, say)
+        write(folder, spec, splits)
     return spec, splits
+
+
+class BadImage(UserError):
+    """An image does not decode."""
+
+
+def without_bad(splits, source, skip_bad, say):
+    """The splits without the images that do not decode. Raises UserError, which names the first, unless skip_bad."""
+    found, kept = [], {}
+    for split, part in splits.items():
+        good = []
+        for i in tqdm(range(len(part.labels)), desc=f"looking for bad {split} images", unit="image", disable=None):
+            try:
+                part.read(i)
+                good.append(i)
+            except UserError as error:
+                found.append(str(error))
+        kept[split] = replace(part.only(np.array(good, int)), left_out=len(part.labels) - len(good))
+    if not skip_bad:
+        more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
+        raise UserError(f"{len(found)} image(s) of {source} cannot be used: {' '.join(found[:LISTED])}{more} "
+                        "--skip_bad leaves them out, and counts them.")
+    say(f"left out, since they do not decode: {len(found)} images, as: {' '.join(found[:LISTED])}")
+    return kept
 
 
 def write(folder, spec, splits):
@@ -127,7 +162,12 @@ def write(folder, spec, splits):
                 raise OSError(f"it takes {needed / 1e6:.2f} MB, {free / 1e6:.2f} MB are free")
             for split, part in splits.items():
                 with h5py.File(paths[split], "w") as file:
-                    file.attrs["classes"] = list(spec.classes)
+                    if sum(len(name.encode()) + 16 for name in spec.classes) < NAMES_BYTES:
+                        file.attrs["classes"] = list(spec.classes)
+                    else:
+                        file.create_dataset("classes", data=list(spec.classes), dtype=h5py.string_dtype())
+                    if part.left_out:
+                        file.attrs["left_out"] = part.left_out
                     file["labels"] = part.labels.astype(np.int64)
                     write_attributes(file, part.attributes, part.note)
                     images = file.create_dataset("images", (len(part.labels), *shape), np.uint8)
@@ -232,53 +272,69 @@ def cifar10(source):
     return splits
 
 
-def idx_folder(source):
-    """The folder at or below `source` that holds MNIST's own idx files, or None."""
-    return next((path.parent for path in sorted(source.rglob("train-images-idx3-ubyte*"))), None)
+IDX = re.compile(r"(train|t10k)-(images|labels)[-.]idx([13])-ubyte(\.gz)?$")
+
+
+def idx_files(source):
+    """{(split, images or labels): what reads it} of MNIST's own idx files in a folder or zip; {} where there are none.
+
+    Their names are written with a dash or a dot before `idx`, packed by gzip or not.
+    """
+    if source.is_file() and not zipfile.is_zipfile(source):
+        return {}
+    tree = tree_of(source)
+    found = {}
+    for file in sorted(tree.files, reverse=True):  # the unpacked one last, so that it is taken
+        if match := IDX.search(file):
+            found["train" if match[1] == "train" else "test", match[2]] = file, tree.opened
+    return found
 
 
 def mnist(source):
-    """MNIST from a folder of its idx files, or from the download; 28x28 in a border of zeros to 32x32."""
+    """MNIST from its idx files in a folder or zip, or from the download; 28x28 in a border of zeros to 32x32."""
     with tempfile.TemporaryDirectory() as root:
         if source is None:
             download(torchvision.datasets.MNIST, root)
-        folder = idx_folder(Path(root) if source is None else source)
+        found = idx_files(Path(root) if source is None else source)
         splits = {}
-        for split, prefix in (("train", "train"), ("test", "t10k")):
-            images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
-            labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
+        for split in ("train", "test"):
+            for kind in ("images", "labels"):
+                if (split, kind) not in found:
+                    raise UserError(f"--source {source} has no {split} {kind} of MNIST as an idx file; add it.")
+            images, labels = (read_idx(*found[split, kind], source) for kind in ("images", "labels"))
+            labels = labels.astype(np.int64)
             if images.shape != (len(labels), 28, 28):
-                raise UserError(f"{folder} is not MNIST: {len(labels)} {split} labels, images of shape {images.shape}.")
+                raise UserError(f"{source} is not MNIST: {len(labels)} {split} labels, images of shape {images.shape}.")
             pixels = np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None]  # (N, 1, 32, 32)
             splits[split] = Split(labels, pixels.__getitem__)
     return splits
 
 
-def read_idx(path):
-    """The uint8 array in an idx file, `path` or `path`.gz. Raises UserError where it is damaged."""
-    packed = path.with_name(path.name + ".gz")
+def read_idx(file, opened, source):
+    """The uint8 array in an idx file, which may be packed by gzip. Raises UserError where it is damaged."""
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        data = content_of(opened(file))
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         if data[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape.astype(int))
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise UserError(f"{path if path.exists() else packed} cannot be read ({error}); fetch it again.") from error
+        raise UserError(f"{source}/{file} cannot be read ({error}); fetch it again.") from error
 
 
 # ---------------------------------------------------------------------- images with a CSV of columns
 
 
-def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share):
+def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share, say):
     """(spec, {split: Split}) of a zip or a folder whose images a CSV in it describes.
 
     Images of Waterbirds are squeezed to a square, as its authors do; others are cropped to one. Without a test split
     `test_share` of each class is held out.
     """
-    files, _, opened = list_zip(source) if source.is_file() else list_folder(source)
-    where, waterbirds = f"{csv} of {source}", spec.folder.startswith("waterbirds")
-    text = read_text(source, csv)
+    tree = tree_of(source)
+    files, where, waterbirds = images_of(tree), f"{csv} of {source}", spec.folder.startswith("waterbirds")
+    text = read_text(source, tree, csv)
     if waterbirds:
         table, note = waterbirds_table(text, files, where, drop_mislabelled)
     else:
@@ -289,10 +345,11 @@ def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share):
         raise UserError(f"{where} has the class '{name}', which is none of data set {spec.folder} "
                         f"({nearest(name, classes)}); correct the CSV, or utils.DATASETS.")
     spec = spec if spec.classes else DatasetSpec(spec.folder, spec.resolution, spec.channels, classes)
+    decoder = Decoder(spec.channels, [member.file for member in members], tree.opened, say)
 
     def split(part):
         def image(i):
-            opened_image = load_image(opened(part[i].file), f"{source}/{part[i].file}", spec.channels)
+            opened_image = decoded(decoder, tree, part[i].file, source)
             if waterbirds:
                 opened_image = opened_image.resize((spec.resolution,) * 2, Image.Resampling.BICUBIC)
             return to_array(opened_image, spec.resolution)
@@ -308,40 +365,50 @@ def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share):
     return spec, splits
 
 
-def read_text(source, name):
-    """The text of the file `name` in a zip or a folder, at its top or in the one folder around everything."""
+def read_text(source, tree, name):
+    """The text of the file `name` in a Tree, at its top or in the one folder around everything."""
     try:
-        if source.is_file():
-            with zipfile.ZipFile(source) as archive:
-                found = min((n for n in archive.namelist() if n == name or n.endswith("/" + name)), key=len)
-                return archive.read(found).decode("utf-8-sig")
-        found = min(source.rglob(name), key=lambda path: len(path.parts))
-        return found.read_text(encoding="utf-8-sig")
+        found = min((file for file in tree.files if f"/{file}".endswith(f"/{name}")), key=lambda file: file.count("/"))
+        return content_of(tree.opened(found)).decode("utf-8-sig")
     except ValueError as error:  # min() of nothing, or text that is none
         raise UserError(f"--source {source} holds no {name} that can be read; it should name each image's file, class "
                         "and attributes.") from error
 
 
-# ------------------------------------------------------------------------- any tree of images
+# ------------------------------------------------------------------------------- any tree of images
 
 
-def from_tree(source, spec, test_share):
+def in_order(names):
+    """Class names sorted as text, but numbers by their value, so that 10 comes after 9."""
+    return tuple(sorted(names, key=(lambda name: (int(name), name)) if all(n.isdecimal() for n in names) else None))
+
+
+def decoded(decoder, tree, file, source):
+    """The PIL image in a file of a Tree. Raises BadImage where it does not decode."""
+    try:
+        return decoder.load(tree.opened(file), f"{source}/{file}")
+    except UserError as error:
+        raise BadImage(str(error)) from error
+
+
+def from_tree(source, spec, test_share, how, say):
     """(spec, {split: Split}) of a zip or a folder; a spec without classes gets the folders' names."""
-    files, folders, opened = list_zip(source) if source.is_file() else list_folder(source)
-    splits, classes = layout(source, files, folders)
+    tree = tree_of(source)
+    splits, classes = layout(source, tree, how, say, spec.classes)
     if not spec.classes:
-        spec = DatasetSpec(spec.folder, spec.resolution, spec.channels, tuple(sorted(classes)))
+        spec = DatasetSpec(spec.folder, spec.resolution, spec.channels, in_order(classes))
     for name in sorted(classes):
         if name not in spec.classes:
             raise UserError(f"{source}: '{name}' is not a class of data set {spec.folder} "
                             f"({nearest(name, spec.classes)}); rename or remove the folder, or correct utils.DATASETS.")
+    decoder = Decoder(spec.channels, [file for members in splits.values() for _, file in members], tree.opened,
+                      say)
 
     def split(members):
         members = sorted((spec.classes.index(name), file) for name, file in members)
 
         def image(i):
-            file = members[i][1]
-            image = load_image(opened(file), f"{source}/{file}", spec.channels)
+            image = decoded(decoder, tree, members[i][1], source)
             if spec.folder == "mnist" and image.size == (28, 28):
                 image = ImageOps.expand(image, 2)
             return to_array(image, spec.resolution)
@@ -356,71 +423,14 @@ def from_tree(source, spec, test_share):
     return spec, parts
 
 
-def is_hidden(path):
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
-
-
-def list_folder(source, suffixes=SUFFIXES):
-    """(files of these suffixes, folders, what opens a file) of a folder; paths relative to it, '/' between parts."""
-    folders = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_dir()]
-    return image_files(source, suffixes), [path for path in folders if not is_hidden(path)], lambda file: source / file
-
-
-def list_zip(source, suffixes=SUFFIXES):
-    """(files of these suffixes, folders, what opens a file) of a zip, read in memory; nothing is unpacked to disk."""
-    try:
-        archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"--source {source} is not a zip that can be read ({error}); fetch it again.") from error
-    names = [name for name in archive.namelist() if not is_hidden(name)]
-
-    def opened(file):
-        require_small_member(archive.getinfo(file), file)
-        try:
-            return io.BytesIO(archive.read(file))
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{file} in {source} cannot be unpacked ({error}); fetch the zip again.") from error
-
-    files = [name for name in names if Path(name).suffix.lower() in suffixes]
-    return files, [name.rstrip("/") for name in names if name.endswith("/")], opened
-
-
-def layout(source, files, folders):
-    """({split: [(class, file)]}, class names); empty class folders count among the names."""
-    if not files:
-        raise UserError(f"--source {source} holds no images ({', '.join(sorted(SUFFIXES))}).")
-    paths = [file.split("/") for file in files]
-    known = {"train", "test", "val"}
-    depth = 0  # of the folders around the tree, as cifar10/ in cifar10/train/horse/0001.png
-    while all(len(p) > depth + 2 and p[depth] == paths[0][depth] for p in paths) and paths[0][depth] not in known:
-        depth += 1
-    around, tops = paths[0][:depth], {p[depth] for p in paths}
-    has_splits = bool(tops & known)
-    if has_splits and ("train" not in tops or tops - known):
-        raise UserError(f"--source {source} has the folders {', '.join(sorted(tops))}; a tree with splits has train, "
-                        "and test or val, and nothing beside them.")
-    at = depth + has_splits
-    splits, classes = {}, set()
-    for path, file in zip(paths, files, strict=True):
-        if len(path) <= at + 1:
-            raise UserError(f"{file} in {source} lies in no class folder; the tree is <split>/<class>/<file> or "
-                            "<class>/<file>.")
-        splits.setdefault(path[depth] if has_splits else "train", []).append((path[at], file))
-        classes.add(path[at])
-    for folder in folders:
-        path = folder.split("/")
-        if path[:depth] == around and len(path) > at and (not has_splits or path[depth] in known):
-            classes.add(path[at])
-    val = splits.pop("val", None)
-    if val and "test" not in splits:
-        splits["test"] = val
-    return {split: splits[split] for split in ("train", "test") if split in splits}, classes
-
-
 def hold_out(labels, share):
-    """A mask (N,) that is true for `share` of each class, evenly spaced in its order."""
+    """A mask (N,) that is true for `share` of each class, evenly spaced in its order; of a class of two or more, for
+    one at least."""
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        mask[rows] = [math.floor((j + 1) * share) > math.floor(j * share) for j in range(len(rows))]
+        own = [math.floor((j + 1) * share) > math.floor(j * share) for j in range(len(rows))]
+        if share and len(rows) > 1 and not any(own):
+            own[-1] = True
+        mask[rows] = own
     return mask

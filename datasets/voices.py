@@ -17,7 +17,8 @@ import torch
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from datasets.prepare import Split, layout, list_folder, list_zip
+from datasets.layouts import images_of, layout, tree_of
+from datasets.prepare import Split
 from sound import RATE, WINDOW, band_edges, to_images
 from utils import UserError, nearest, to_uint8
 
@@ -36,17 +37,13 @@ GROUP = re.compile(r"(actor\d+)_|_(\d+)-")
 EVALUATOR_SHARE, TEST_SHARE = 1 / 3, 1 / 6  # of the groups of a class; the rest is what is probed and trained on
 
 
-def listed(source):
-    """(sound files, folders, what opens a file) of a zip or a folder, a Path."""
-    return (list_zip if source.is_file() else list_folder)(source, SUFFIXES)
-
-
 def found_in(source):
     """Whether a zip or a folder holds sounds, and no images."""
-    return bool(listed(source)[0]) and not (list_zip if source.is_file() else list_folder)(source)[0]
+    tree = tree_of(source)
+    return bool(images_of(tree, SUFFIXES)) and not images_of(tree)
 
 
-def prepare_sounds(source, spec):
+def prepare_sounds(source, spec, how, say):
     """(spec, {split: Split}) of sounds in a zip or a folder of <class>/<file> or <split>/<class>/<file>.
 
     spec: a DatasetSpec of one channel and 64 or 128 pixels; one without classes gets the folders' names. The splits are
@@ -57,8 +54,8 @@ def prepare_sounds(source, spec):
     if spec.channels != 1 or spec.resolution not in SIDES:
         raise UserError(f"{source} holds sounds, whose spectrograms have one channel and {SIDES[0]} or {SIDES[1]} "
                         f"pixels a side; --resolution {spec.resolution} --channels {spec.channels} cannot be made.")
-    files, folders, opened = listed(source)
-    members, classes = layout(source, files, folders)
+    tree = tree_of(source)
+    members, classes = layout(source, tree, how, say, spec.classes, SUFFIXES, "sound")
     spec = replace(spec, classes=spec.classes or tuple(sorted(classes)), sound=True)
     for name in sorted(classes):
         if name not in spec.classes:
@@ -67,7 +64,7 @@ def prepare_sounds(source, spec):
     parts, splits, said = {split: ([], []) for split in ("train", "evaluator", "test")}, split_of(members), set()
     with tqdm(total=len(splits), desc=spec.folder, unit="clip", disable=None) as bar:
         for (name, file), split in splits.items():
-            clip, channels = read_sound(opened(file), f"{source}/{file}")
+            clip, channels = read_sound(tree.opened(file), f"{source}/{file}")
             if channels > 1 and not said:
                 said.add(channels)
                 print(f"{source}/{file} has {channels} channels; those of such files are mixed to one")

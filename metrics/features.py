@@ -36,9 +36,11 @@ class ClassifierFeatures:
 
     def __init__(self, classifier, name):
         self.classifier, self.name = classifier, name
-        layers = [module for module in classifier.model.modules() if isinstance(module, nn.Linear)]
-        self.dim = layers[-1].in_features if layers else classifier.num_classes
         self.device = classifier.mean.device
+        side = classifier.resolution or 32
+        with torch.no_grad():
+            image = torch.zeros(1, classifier.channels, side, side, device=self.device)
+            self.dim = classifier.features_and_logits(image)[0].shape[1]
         self.weights_hash = hash_of(classifier)
 
     @torch.no_grad()

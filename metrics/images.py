@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.sources import image_files
-from utils import UserError, class_label, to_uint8
+from datasets.sources import image_files, is_not_the_users, plain
+from utils import UserError, class_label, nearest, to_uint8
 
 BANDS = {1: "one channel", 3: "three channels"}
 
@@ -80,7 +80,7 @@ def folder_images(path, spec, new_class, num):
     Raises UserError for a folder that is empty, a class that is unknown or has too few images, and, as they are
     read, for an image that does not decode or has not the data set's size and channels.
     """
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_not_the_users(entry.name))
     if not folders:
         raise UserError(f"{path} holds no images as <class>/<file>; make a folder for each class of {spec.folder}, "
                         f"such as {path / spec.classes[(new_class or [0])[0]]}.")
@@ -96,10 +96,13 @@ def read_image(path, spec):
     """The pixels of one file, uint8 (C, H, W). Raises UserError where they are not what the data set needs."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            shown = image if image.mode.startswith(("I", "F")) else plain(image)
+            pixels = np.asarray(shown.convert("RGB") if shown.mode in ("P", "1", "LA") else shown)
     except Exception as error:  # the decoders raise errors of many kinds
         raise UserError(f"image {path} does not decode ({error}); repair it or remove it.") from error
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if spec.channels == 1 and len(pixels) == 3 and (pixels == pixels[:1]).all():
+        pixels = pixels[:1]  # grey, as many programs write it
     wanted = (spec.channels, spec.resolution, spec.resolution)
     if pixels.shape != wanted or pixels.dtype != np.uint8:
         raise UserError(f"image {path} has {pixels.shape[0]} channels of {pixels.shape[2]}x{pixels.shape[1]} "
@@ -111,11 +114,13 @@ def read_image(path, spec):
 def npz_images(path, spec, new_class, num):
     """The FileImages of an npz with x, uint8 (N, C, H, W), and y, labels (N,), as sample.py --mode npz writes it.
 
-    Raises UserError for a file that is damaged, or has not the data set's size, channels and labels.
+    It may also hold `classes`, the names that the numbers in y stand for, in their order. Raises UserError for a file
+    that is damaged, or has not the data set's size, channels and labels.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
+            classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no npz with the arrays x and y ({error}); write it as sample.py --mode npz "
                         "does.") from error
@@ -127,11 +132,31 @@ def npz_images(path, spec, new_class, num):
                         f"{', '.join(map(str, wanted))}).")
     if not len(x):
         raise UserError(f"{path} holds no image.")
+    if x.max() <= 1:
+        raise UserError(f"x in {path} holds nothing above 1; its pixels go from 0 for black to 255 for white: store "
+                        "round(255 * x).")
+    if classes is not None:
+        y = named_labels(path, y, classes, spec)
+    elif all(name.isdecimal() for name in spec.classes) and spec.classes != tuple(map(str, range(len(spec.classes)))):
+        raise UserError(f"y in {path} may hold the names of the classes, which are numbers, or their places in "
+                        f"{', '.join(spec.classes[:4])}, ...: store `classes` beside it, the names that 0, 1, ... in y "
+                        "stand for.")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not 0 <= y.min() <= y.max() < len(spec.classes):
         raise UserError(f"y in {path} must hold one label from 0 to {len(spec.classes) - 1} for each of the {len(x)} "
                         "images of x.")
     rows = {int(label): np.flatnonzero(y == label) for label in np.unique(y)}
     return FileImages(path, spec, new_class, num, rows, lambda chosen: torch.from_numpy(x[chosen]))
+
+
+def named_labels(path, y, classes, spec):
+    """The data set's labels for numbers y (N,) that stand for the names `classes`. Raises UserError for other names."""
+    for name in classes:
+        if name not in spec.classes:
+            raise UserError(f"classes in {path} has '{name}', which is no class of {spec.folder} "
+                            f"({nearest(name, spec.classes)}).")
+    if y.dtype.kind not in "iu" or len(y) and not 0 <= y.min() <= y.max() < len(classes):
+        raise UserError(f"y in {path} must hold numbers from 0 to {len(classes) - 1}, one for each name in classes.")
+    return np.array([spec.classes.index(name) for name in classes])[y]
 
 
 def file_images(path, spec, new_class, num):

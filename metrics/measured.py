@@ -22,7 +22,7 @@ class Measured:
     images: a source of metrics.images. extractor and judge: (images) -> (features (B, F), probabilities (B, K)), the
     network whose features are compared and the evaluator; they may be the same. probed: the classifier that was
     probed, or None; probed_labels: its label for each class, -1 for none. seed: of all that the metrics draw at random.
-    presence: a metrics.presence.Presence, or None.
+    presence: a metrics.presence.Presence, or None. others: further evaluators, as `judge`.
 
     labels int64 (N,): the class each image was drawn for. features float32 (N, F); probabilities (N, J), the
     extractor's own; judged (N, K), the evaluator's; accepted (N, Kc), the probed classifier's, or None.
@@ -31,11 +31,12 @@ class Measured:
     """
 
     def __init__(self, images, extractor, judge, probed, probed_labels, dataset, data_root, device, batch_size=100,
-                 seed=0, presence=None):
+                 seed=0, presence=None, others=()):
         self.images, self.extractor, self.judge, self.probed = images, extractor, judge, probed
         self.probed_labels, self.dataset, self.data_root = probed_labels, dataset, data_root
         self.device, self.batch_size, self.seed = device, batch_size, seed
         self.num, self.classes, self.presence = images.num, images.classes, presence
+        self.others = others
         self.pixels, self.flaws, self.neighbourhoods, parts = {}, {}, {}, {}
         total = self.num * len(images.drawn)
         with tqdm(total=total, desc="generated images", unit="image", disable=None, leave=False) as bar:
@@ -46,6 +47,12 @@ class Measured:
         self.features, self.probabilities, self.judged, self.accepted = (
             np.concatenate(parts[name]) if name in parts else None
             for name in ("features", "probabilities", "judged", "accepted"))
+        # {evaluator: the class (N,) that it takes each image for}, and what all say: -1 where they do not agree
+        self.verdicts = {judge.name: self.judged.argmax(1)}
+        self.verdicts |= {other.name: np.concatenate(parts[f"by {other.name}"]).argmax(1) for other in others}
+        first, *rest = self.verdicts.values()
+        self.agreed = np.where(np.all([first == own for own in rest], 0), first, -1) if rest else first
+        self.judges = judge.name if not rest else "all"
 
     def read_class(self, label, bar):
         """What the networks say of all images of a class: {name: (num, ...) float32}."""
@@ -76,6 +83,7 @@ class Measured:
         features, probabilities = self.extractor(batch)
         said = {"features": features, "probabilities": probabilities}
         said["judged"] = probabilities if self.judge is self.extractor else self.judge(batch)[1]
+        said |= {f"by {other.name}": other(batch)[1] for other in self.others}
         if self.probed is not None:
             said["accepted"] = self.probed(batch).softmax(1)
         return said

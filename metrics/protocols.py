@@ -79,10 +79,17 @@ def probed_classes(m):
 # ---------------------------------------------------------------------------- what classifiers say
 
 
-@register("recognition", "Share of images that the evaluator takes for the class they were drawn for; higher is "
-          "better.")
+@register("recognition", "Share of images that the evaluator takes for the class they were drawn for; of several "
+          "evaluators, that each does, and all of them (@all); higher is better.")
 def recognition(m):
-    name, predicted = f"recognition@{m.judge.name}", m.judged.argmax(1)
+    # the joint one last: it is what a report's headline says
+    verdicts = m.verdicts | ({"all": m.agreed} if m.others else {})
+    return [record for judge, predicted in verdicts.items() for record in recognition_by(m, judge, predicted)]
+
+
+def recognition_by(m, judge, predicted):
+    """The records of one evaluator, which takes the images for the classes `predicted` (N,), -1 for none."""
+    name = f"recognition@{judge}"
     counts = confusion(predicted, m.labels, len(m.classes))
     records = [share_record(name, rate(counts[label][label], m.num), m.classes[label], warning=flaw(m, label),
                             confusion=dict(zip(m.classes, (counts[label] / m.num).tolist(), strict=True)))
@@ -107,9 +114,9 @@ def adversarial_gap(m):
     records = []
     for label in probed_classes(m):
         accepted = m.accepted[m.rows(label)].argmax(1) == m.probed_labels[label]
-        recognised = m.judged[m.rows(label)].argmax(1) == label
+        recognised = m.agreed[m.rows(label)] == label
         gap = rate_difference(accepted.sum(), recognised.sum(), (accepted & recognised).sum(), m.num)
-        records.append(share_record(f"adversarial_gap@{m.judge.name}", gap, m.classes[label],
+        records.append(share_record(f"adversarial_gap@{m.judges}", gap, m.classes[label],
                                     accepted=float(accepted.mean()), recognised=float(recognised.mean())))
     return records
 

@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 def confusion(predicted, drawn, num_classes):
     """Counts {drawn label: int64 (num_classes,)}: how the images drawn for each label are classified.
 
-    predicted, drawn: labels (N,).
+    predicted, drawn: labels (N,); a prediction of -1 is of no class, and counted for none.
     """
-    return {int(label): np.bincount(predicted[drawn == label], minlength=num_classes) for label in np.unique(drawn)}
+    return {int(label): np.bincount(predicted[(drawn == label) & (predicted >= 0)], minlength=num_classes)
+            for label in np.unique(drawn)}
 
 
 def rate(hits, total):

@@ -14,7 +14,7 @@ from metrics.distances import Moments, thinned
 from metrics.features import stream
 from utils import UserError, replacing, to_unit_range
 
-LAYOUT = 1  # of the cache file: raised when its content changes
+LAYOUT = 2  # of the cache file: raised when its content changes
 MAX_KEPT = 40_000_000  # numbers of the features that are kept: 160 MB, 50,000 images of up to 800 features
 BATCH = 500
 
@@ -23,12 +23,14 @@ BATCH = 500
 class RealStatistics:
     """Statistics of labelled real images; every method takes a list of labels, or None for all.
 
-    labels: the labels that occur, int64 (L,). moments: a Moments a label. mean_probabilities: float64 (L, K).
+    labels: the labels that occur, int64 (L,). counts: of images a label, int64 (L,). moments: a Moments a label, or the
+    features (n, F) of its images, which take less room where they are few. mean_probabilities: float64 (L, K).
     rows: the images of which features are kept, int64 (M,), places in the data set, spread evenly over each label;
     row_labels (M,) and features float32 (M, F) belong to them.
     """
 
     labels: torch.Tensor
+    counts: torch.Tensor
     moments: tuple
     mean_probabilities: torch.Tensor
     rows: torch.Tensor
@@ -48,7 +50,8 @@ class RealStatistics:
         """The Moments of all images of `labels`."""
         merged = Moments(self.features.shape[1])
         for place in self._places(labels):
-            merged.merge(self.moments[place])
+            own = self.moments[place]
+            merged.merge(own) if isinstance(own, Moments) else merged.update(own)
         return merged
 
     def features_of(self, labels=None):
@@ -59,7 +62,7 @@ class RealStatistics:
     def probabilities_of(self, labels=None):
         """The mean class probabilities (K,) over all images of `labels`."""
         places = self._places(labels)
-        counts = torch.tensor([self.moments[place].count for place in places], dtype=torch.float64)
+        counts = self.counts[places].double()
         return counts @ self.mean_probabilities[places] / counts.sum()
 
 
@@ -71,34 +74,63 @@ def fingerprint(images_uint8, labels):
     return digest.hexdigest()
 
 
+class Gathered:
+    """The rows of features of one label: as they are, float32 (n, F), until a covariance would take less room."""
+
+    def __init__(self):
+        self.parts, self.count, self.moments = [], 0, None
+
+    def update(self, features):
+        """Add the rows of `features` (n, F)."""
+        self.parts.append(features)
+        self.count += len(features)
+        dim = features.shape[1]
+        if self.moments is not None or self.count > 2 * dim:  # n x F of 4 bytes against F x F of 8
+            self.moments = self.moments or Moments(dim)
+            for part in self.parts:
+                self.moments.update(part)
+            self.parts = []
+
+    def kept(self):
+        return self.moments or torch.cat(self.parts)
+
+
 def compute(images_uint8, labels, extractor):
-    """The RealStatistics of uint8 images (N, C, H, W) with labels (N,), streamed in batches."""
-    order = labels.argsort(stable=True)  # so that a batch touches few labels' moments
+    """The RealStatistics of uint8 images (N, C, H, W) with labels (N,), streamed in batches.
+
+    At most min(4 n F, 8 F^2) bytes a label of n images and F features are kept, and MAX_KEPT features beside them.
+    """
+    order = labels.argsort(stable=True)  # so that a batch touches few labels
     rows = thinned(order, MAX_KEPT // extractor.dim)
     kept = torch.zeros(len(labels), dtype=torch.bool)
     kept[rows] = True
     found, counts = labels.unique(return_counts=True)
-    moments, sums, features = {int(label): Moments(extractor.dim) for label in found}, {}, []
+    gathered, sums, features = {int(label): Gathered() for label in found}, {}, []
     batches = stream((to_unit_range(images_uint8[part]) for part in order.split(BATCH)), extractor, extractor.device,
                      len(order), f"real images, {extractor.name}")
     for part, (batch, probabilities) in zip(order.split(BATCH), batches, strict=True):
         for label in labels[part].unique().tolist():
             own = labels[part] == label
-            moments[label].update(batch[own])
+            gathered[label].update(batch[own])
             sums[label] = sums.get(label, 0) + probabilities[own].double().sum(0)
         features.append(batch[kept[part]])
-    means = torch.stack([sums[label] for label in moments]) / counts[:, None]
-    return RealStatistics(found, tuple(moments.values()), means, rows, labels[rows], torch.cat(features))
+    means = torch.stack([sums[label] for label in gathered]) / counts[:, None]
+    return RealStatistics(found, counts, tuple(own.kept() for own in gathered.values()), means, rows, labels[rows],
+                          torch.cat(features))
 
 
 def write(path, key, real):
-    """Store RealStatistics as an npz of plain arrays, atomically."""
+    """Store RealStatistics as an npz of plain arrays, atomically. A label's moments are its features, or mean and
+    scatter."""
     arrays = {name: getattr(real, name).numpy()
-              for name in ("labels", "mean_probabilities", "rows", "row_labels", "features")}
+              for name in ("labels", "counts", "mean_probabilities", "rows", "row_labels", "features")}
+    for place, own in enumerate(real.moments):
+        if isinstance(own, Moments):
+            arrays |= {f"mean_{place}": own.mean.numpy(), f"scatter_{place}": own.scatter.numpy()}
+        else:
+            arrays[f"features_{place}"] = own.numpy()
     with replacing(path) as temporary:
-        np.savez(temporary, key=np.array(key), counts=np.array([m.count for m in real.moments]),
-                 means=np.stack([m.mean.numpy() for m in real.moments]),
-                 scatters=np.stack([m.scatter.numpy() for m in real.moments]), **arrays)
+        np.savez(temporary, key=np.array(key), **arrays)
 
 
 def read(path, key):
@@ -111,9 +143,13 @@ def read(path, key):
                 return None
             arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "key"}
         moments = []
-        for count, mean, scatter in zip(*(arrays.pop(name) for name in ("counts", "means", "scatters")), strict=True):
-            moments.append(Moments(0))
-            moments[-1].count, moments[-1].mean, moments[-1].scatter = int(count), mean, scatter
+        for place, count in enumerate(arrays["counts"].tolist()):
+            own = arrays.pop(f"features_{place}", None)
+            if own is None:
+                own = Moments(0)
+                own.count, own.mean = count, arrays.pop(f"mean_{place}")
+                own.scatter = arrays.pop(f"scatter_{place}")
+            moments.append(own)
         return RealStatistics(moments=tuple(moments), **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         print(f"warning: {path} is damaged; it is computed again.", file=sys.stderr)

@@ -6,6 +6,9 @@
   digits           scikit-learn's bundled digits, no download
   waterbirds       --source the published folder, or a zip of it: 64 pixels; waterbirds32: the same at 32
   any other name   your own images: --source ZIP_OR_DIR --resolution 64 --channels 3
+
+It prints what was read as what, and what was passed over. Images are turned as their EXIF orientation says, transparent
+pixels are shown on white, and images of more than 8 bits are scaled by the largest value of the whole set.
 """
 
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Parser  # noqa: E402
+from datasets.layouts import LAYOUTS  # noqa: E402
 from datasets.prepare import prepare, summary  # noqa: E402
 from utils import ROOT, run_main  # noqa: E402
 
@@ -26,6 +30,9 @@ def main():
     parser.add_argument("--channels", type=int, help="1 (grey) or 3 (colour)")
     parser.add_argument("--test_share", type=float, default=0.1,
                         help="share of each class held out where the source has no test or val split (default: 0.1)")
+    parser.add_argument("--layout", default="", choices=("", *LAYOUTS),
+                        help="classes: each folder is a class; splits: folders such as train and test, of classes")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that do not decode, and count them")
     parser.add_argument("--attributes", nargs="+", default=[], metavar="COLUMN",
                         help="columns of the source's CSV to store beside the labels, such as place; the CSV then says "
                         "each image's file, class and, if it has the column, split")
@@ -35,7 +42,7 @@ def main():
     parser.add_argument("--data_root", default=str(ROOT / "datasets"), help="folder to write below (default: datasets)")
     args = parser.parse_args()
     spec, splits = prepare(args.name, args.data_root, args.source, args.resolution, args.channels, args.test_share,
-                           args.attributes, args.csv, args.drop_mislabelled)
+                           args.attributes, args.csv, args.drop_mislabelled, args.layout, args.skip_bad, print)
     print(summary(spec, splits, args.data_root))
 
 

@@ -30,5 +30,5 @@ else
         --evaluator $classifiers/evaluator.pt --run "$run"
 fi
 $python evaluate.py --run "$run" --num 1000 --report \
-    --metrics recognition activation adversarial_gap intra_fd precision_recall_density_coverage nearest_seen
+    --metrics recognition activation adversarial_gap intra_fd precision_recall_density_coverage vendi nearest_seen
 echo "look at $run/samples.png: a row a class, the unseen one framed in red; and open $run/report.html"

@@ -19,6 +19,18 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # no sandbox: root has none in a container; the rest keeps the browser itself off the network and the GPU
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync"]
+# tests, or files of them, that take more than two seconds or start Python anew; a line each
+SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()
+        if line and not line.startswith("#")}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `bash scripts/test.sh quick` leaves out."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
+        if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

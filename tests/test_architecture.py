@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from conftest import SLOW
 
 ROOT = Path(__file__).parents[1]
 # highest first; a name may import what stands in a later row (train also draws its grids with sample)
@@ -42,3 +43,9 @@ def test_the_files_import_nothing_of_ours():
 
 def test_utils_stays_short():
     assert len((ROOT / "utils.py").read_text().splitlines()) <= 400
+
+
+def test_the_slow_tests_exist():
+    for name in SLOW:
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text() or not test, name

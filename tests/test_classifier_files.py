@@ -165,7 +165,7 @@ def test_state_dicts_as_others_wrap_them(tmp_path, wrap):
 def test_what_a_checkpoint_says_yields_to_the_flags(tmp_path):
     model = build("resnet8", 5, 3)
     save_torch(tmp_path / "c.pt", {"state_dict": model.state_dict(), "mean": [0.5] * 3, "std": [0.5] * 3,
-                                   "resolution": 16, "arch": "resnet8"})
+                                   "resolution": 16, "arch": "resnet8", "num_classes": 5, "channels": 3})
     x = images()
     path = tmp_path / "c.pt"
     torch.testing.assert_close(load_classifier(path)(x), expected(model, x, 0.5, 0.5))
@@ -202,8 +202,11 @@ def test_an_exported_program(tmp_path):
     frozen.train()
     frozen(x).sum().backward()
     assert x.grad.norm() > 0
-    with pytest.raises(UserError, match="does not take 2 images of 3 channels and 32 x 32 pixels .*--C_size"):
-        load_classifier(tmp_path / "c.pt2")
+    # without its size the sizes that are usual are tried
+    found = load_classifier(tmp_path / "c.pt2")
+    assert found.resolution == 16 and found.notes == ["it takes images of 16 x 16 pixels alone"]
+    with pytest.raises(UserError, match="does not take 2 images of 3 channels and 20 x 20 pixels .*--C_size"):
+        load_classifier(tmp_path / "c.pt2", size=20)
 
 
 class Planted:
@@ -247,7 +250,7 @@ def test_truncated_files_get_a_sentence(tmp_path, name, make):
 
 
 @pytest.mark.parametrize("head, said", [
-    (nn.Unflatten(1, (2, 2)), r"answers 2 images with \(2, 2, 2\)"), (nn.Linear(9, 2), "does not take 2 images")])
+    (nn.Unflatten(1, (2, 2)), r"answers 8 images with \(8, 2, 2\)"), (nn.Linear(9, 2), "does not take 2 images")])
 def test_a_program_that_is_no_classifier(tmp_path, head, said):
     torch.save(nn.Sequential(*network()[:5], head), tmp_path / "c.pt")
     with pytest.raises(UserError, match=said):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from classifiers import ARCHITECTURES, FrozenClassifier, build, load_classifier, register
-from classifiers.train import TrainSettings, augmented, channel_statistics, main, train_classifier
+from classifiers.train import TrainSettings, augmented, channel_statistics, main, report, train_classifier
 from classifiers.whitening import Whitening
 from datasets.prepare import prepare
 from layers import shift
@@ -239,18 +239,17 @@ def with_nan(file):
     (lambda file: None, "resnet18", r"conv1.weight is missing .*convs.0.weight is unexpected .*names 'smallcnn'"),
     (lambda file: None, "smalcnn", "did you mean 'smallcnn'"),
     (lambda file: file["state_dict"].pop("linear.bias"), "", r"linear.bias is missing \(with 0 more\)"),
-    (lambda file: file["state_dict"].update(extra=torch.zeros(1)), "", "extra is unexpected"),
     (lambda file: file["state_dict"].update({"norms.1.bias": torch.zeros(3)}), "", r"norms.1.bias is \(3,\)"),
     (with_nan, "", "NaN or infinite weights in linear.bias"),
     (lambda file: file.update(channels=3), "", r"convs.0.weight is \(32, 1, 3, 3\) and should be \(32, 3, 3, 3\)"),
-    (lambda file: file.update(mean=[0.0, 0.0, 0.0]), "", r"mean \[0.0, 0.0, 0.0\].* must hold 1 number"),
+    (lambda file: file.update(mean=[0.0, 0.0]), "", r"mean \[0.0, 0.0\].* must hold 1 number"),
     (lambda file: file.update(std=[0.0]), "", "above 0"),
     (lambda file: file.update(channels=4, state_dict=build("smallcnn", 10, 4).state_dict()), "",
      "images of 4 channels"),
     (lambda file: file.update(num_classes=5, state_dict=build("smallcnn", 5, 1).state_dict()), "",
      "knows 5 classes but .* has 10.*--C_class_map"),
     (lambda file: file.update(state_dict={}), "", "holds no state dict"),
-    (lambda file: file.update(state_dict={"a": torch.zeros(2)}), "", "not an image classifier"),
+    (lambda file: file.update(state_dict={"a": torch.zeros(2)}), "", "holds no state dict"),
 ])
 def test_a_bad_checkpoint_gets_a_sentence(tmp_path, checkpoint, spoil, arch, said):
     spoil(checkpoint)
@@ -377,3 +376,17 @@ def test_an_evaluator_can_be_trained_on_a_split_of_its_own(digits_root, tmp_path
     for split, words in (("test", "--split test is what the card"), ("more", "the more images of digits are missing")):
         with pytest.raises(UserError, match=words):
             train_classifier(TrainSettings(**common, split=split, out=str(tmp_path / "d.pt")))
+
+
+def test_a_card_without_test_images_has_no_figures_and_no_nan(tmp_path, capsys):
+    (tmp_path / "digits").mkdir()
+    for split, count in (("train", 40), ("test", 0)):
+        with h5py.File(tmp_path / "digits" / f"{split}.h5", "w") as file:
+            file["images"] = torch.randint(256, (count, 1, 16, 16), dtype=torch.uint8).numpy()
+            file["labels"] = torch.arange(count).numpy() % 10
+            file.attrs["classes"] = list("0123456789")
+    _, card = train_classifier(TrainSettings(dataset="digits", epochs=1, batch_size=20, out=str(tmp_path / "c.pt"),
+                                             data_root=str(tmp_path)))
+    assert card["clean_accuracy"]["overall"] is None and card["pgd_accuracy"]["overall"] is None
+    assert "NaN" not in (tmp_path / "c.pt.json").read_text()
+    assert report(card).splitlines()[1].split() == ["overall", "-", "-"]

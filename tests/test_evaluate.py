@@ -1,5 +1,6 @@
 """evaluate.py and its protocols: closed forms, planted faults, the same numbers whoever drew the images."""
 
+import dataclasses
 import json
 import math
 import re
@@ -16,8 +17,9 @@ from torchvision.transforms.functional import to_pil_image
 import evaluate
 import utils
 from BigGAN import make_generator
-from classifiers import build
+from classifiers import build, load_classifier
 from datasets.attributes import Attribute, write_attributes
+from datasets.sources import sample_sha256
 from methods import find_method, make_config
 from metrics import presence, protocols
 from metrics.recognition import confusion, rate, rate_difference
@@ -73,7 +75,8 @@ def measure(world, monkeypatch):
     monkeypatch.setattr(protocols, "SUBSETS", 10)
 
     def call(*flags):
-        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", *flags]
+        # the world's classifiers are untrained
+        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", "--skip_classifier_check", *flags]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
         utils.run_main(evaluate.main)
     return call
@@ -174,8 +177,8 @@ def test_every_measurement_of_a_run(world, measure, capsys):
     # each record says what an independent reading of the same images says
     sampler = Sampler(load_checkpoint(run), torch.device("cpu"))
     images = utils.to_unit_range(utils.to_uint8(sampler.class_images(7, range(10_000 + 7 * 24, 10_000 + 8 * 24))))
-    judged = evaluate.load_classifier(world / "evaluator.pt")(images).argmax(1)
-    probed = evaluate.load_classifier(world / "probed.pt")(images).softmax(1)
+    judged = load_classifier(world / "evaluator.pt")(images).argmax(1)
+    probed = load_classifier(world / "probed.pt")(images).softmax(1)
     own = found["recognition@digits_evaluator", "7"]
     assert own["value"] == pytest.approx((judged == 7).float().mean().item())
     shares = {name: (judged == k).float().mean().item() for k, name in enumerate(CLASSES)}
@@ -368,9 +371,122 @@ def test_a_copy_of_the_probed_classifier_is_no_evaluator(world, measure, capsys,
 
 def test_an_evaluator_of_other_classes_is_refused(world, measure, capsys, tmp_path):
     file = torch.load(world / "evaluator.pt", weights_only=True)
-    save_torch(tmp_path / "e.pt", {**file, "classes": list(reversed(CLASSES))})
+    save_torch(tmp_path / "e.pt", {**file, "classes": [f"digit {name}" for name in CLASSES]})
     said = refused(measure, capsys, "--run", world / "run", "--evaluator", tmp_path / "e.pt", "--num", 5)
-    assert "was trained on the classes 9, 8" in said
+    assert "the classifier knows digit 0, digit 1" in said and "say by --evaluator_map which of its labels" in said
+
+
+def test_an_evaluator_in_another_order_judges_by_name_or_by_the_map(world, measure, tmp_path):
+    """Its last layer turned round, and its names with it, it says what it said before."""
+    file = torch.load(world / "evaluator.pt", weights_only=True)
+    for name in ("linear.weight", "linear.bias"):
+        file["state_dict"][name] = file["state_dict"][name].flip(0)
+    save_torch(tmp_path / "named.pt", {**file, "classes": list(reversed(CLASSES))})
+    save_torch(tmp_path / "bare.pt", file["state_dict"])
+    flags = ["--run", world / "run", "--num", 24, "--metrics", "recognition"]
+    plain = results(world / "run", measure, *flags)
+    others = (["named.pt"], ["bare.pt", "--evaluator_map", *map(str, range(9, -1, -1)), "--evaluator_mean", 0.5,
+                             "--evaluator_std", 0.5, "--evaluator_arch", "resnet8", "--evaluator_size", 16])
+    for path, *more in others:
+        found = results(world / "run", measure, *flags, "--evaluator", tmp_path / path, *more)
+        assert {key: record["confusion"] for key, record in found.items() if "confusion" in record} == {
+            key: record["confusion"] for key, record in plain.items() if "confusion" in record}
+
+
+def test_an_evaluator_that_fails_its_check_is_refused(world, measure, capsys):
+    said = refused(measure, capsys, "--run", world / "run", "--num", 5, "--no-skip_classifier_check")
+    assert "the evaluator" in said and "evaluator.pt fails its check" in said
+
+
+def test_of_several_evaluators_what_all_recognise_counts(world, measure, tmp_path, capsys):
+    torch.manual_seed(7)
+    save_torch(tmp_path / "second.pt", {"arch": "vgg7", "num_classes": 10, "channels": 1, "resolution": 16,
+                                        "mean": [0.5], "std": [0.5], "state_dict": build("vgg7", 10, 1).state_dict()})
+    run = world / "run"
+    found = results(run, measure, "--run", run, "--num", 24, "--metrics", "recognition", "adversarial_gap",
+                    "--evaluator", world / "evaluator.pt", tmp_path / "second.pt")
+    sampler = Sampler(load_checkpoint(run), torch.device("cpu"))
+    for label, name in enumerate(CLASSES):
+        seeds = range(10_000 + label * 24, 10_000 + (label + 1) * 24)
+        images = utils.to_unit_range(utils.to_uint8(sampler.class_images(label, seeds)))
+        first, second = (load_classifier(path)(images).argmax(1) == label for path in (
+            world / "evaluator.pt", tmp_path / "second.pt"))
+        for judge, hits in (("digits_evaluator", first), ("digits_second_2", second), ("all", first & second)):
+            assert found[f"recognition@{judge}", name]["value"] == pytest.approx(hits.float().mean().item())
+        assert found["adversarial_gap@all", name]["recognised"] == pytest.approx((first & second).float().mean().item())
+    said = refused(measure, capsys, "--run", run, "--num", 5, "--evaluator", world / "evaluator.pt",
+                   world / "evaluator.pt")
+    assert "are the same classifier; two that agree prove something only where they are independent" in said
+
+
+@pytest.mark.parametrize("key, metric, words", [
+    ("classifier_sha256", "activation", "probed.pt is not the one that this run probed (SHA-256 of its weights"),
+    ("seen_sha256", "fd", "not those that this run was trained on; give the folder that holds those as --data_root"),
+])
+def test_another_classifier_or_image_set_at_the_same_place_is_refused(world, measure, capsys, tmp_path, key, metric,
+                                                                      words):
+    state = load_checkpoint(world / "run")
+    save_checkpoint(tmp_path / "run", {**state, key: "0" * 64}, keep=1)
+    assert words in refused(measure, capsys, "--run", tmp_path / "run", "--num", 5, "--metrics", metric)
+    assert not (tmp_path / "run/results.jsonl").exists()
+
+
+def test_the_images_of_a_run_are_known_by_what_was_seen(world):
+    """Images of the unseen class may come and go; a seen one may not change."""
+    images, labels = (torch.from_numpy(part) for part in training_set(world))
+
+    class Source:
+        def __init__(self, images, labels):
+            self.images, self.labels = images, labels
+
+        def read(self, rows):
+            return self.images[rows]
+
+    own = sample_sha256(Source(images, labels), [7])
+    seen = labels != 7
+    assert sample_sha256(Source(images[seen], labels[seen]), [7]) == own
+    changed = images.clone()
+    changed[3] ^= 1
+    assert sample_sha256(Source(changed, labels), [7]) != own != sample_sha256(Source(images, labels), [])
+
+
+def test_what_cannot_be_measured_says_why_and_loses_nothing(world, measure, capsys, tmp_path, monkeypatch):
+    """The unseen class is truly absent from the image set; one metric breaks; another is stopped."""
+    (tmp_path / "digits").mkdir()
+    images, labels = training_set(world)
+    with h5py.File(tmp_path / "digits/train.h5", "w") as file:
+        file["images"], file["labels"] = images[labels != 7], labels[labels != 7]
+        file.attrs["classes"] = list(CLASSES)
+
+    def breaks(m):
+        raise ZeroDivisionError("a mistake")
+
+    def stopped(m):
+        raise KeyboardInterrupt
+
+    run = make_run(world, "absent")
+    flags = ["--run", run, "--num", 6, "--data_root", tmp_path]
+    monkeypatch.setitem(METRICS, "activation", dataclasses.replace(METRICS["activation"], measure=breaks))
+    found = results(run, measure, *flags, "--metrics", "intra_fd", "activation", "recognition")
+    said = capsys.readouterr().out
+    for name in ("intra_fd", "activation"):
+        assert found[name, None]["value"] is None and f"{name} could not be measured: " in said
+    assert "ZeroDivisionError: a mistake" in found["activation", None]["warning"]
+    assert found["recognition@digits_evaluator", "7"]["n"] == 6
+    monkeypatch.setitem(METRICS, "fd", dataclasses.replace(METRICS["fd"], measure=stopped))
+    with pytest.raises(SystemExit) as left:
+        measure(*flags, "--metrics", "recognition", "fd", "am_score", "--out", tmp_path / "elsewhere")
+    kept = {r["metric"] for r in lines(tmp_path / "elsewhere/results.jsonl")}
+    assert left.value.code == 130 and kept == {"recognition@digits_evaluator"}
+
+
+def test_runs_that_do_not_belong_together_are_not_pooled(world, measure, capsys):
+    runs = {"first": make_run(world, "pool_first", seed=1), "again": make_run(world, "pool_again", seed=1),
+            "oracle": make_run(world, "pool_oracle", seed=2, oracle=True)}
+    for other, words in (("first", "are one run, or of one seed"), ("again", "are one run, or of one seed"),
+                         ("oracle", "differ in their oracle (False and True)")):
+        assert words in refused(measure, capsys, "--run", runs["first"], runs[other], "--num", 5)
+    assert not (runs["first"] / "results.jsonl").exists()
 
 
 def test_a_generator_that_draws_nan_is_refused(world, measure, capsys, tmp_path):

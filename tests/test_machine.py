@@ -8,8 +8,22 @@ import torch
 
 import machine
 from machine import choose_precision
+from utils import UserError
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("error, said", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "not enough memory (CUDA out of memory. Tried)"),
+    (MemoryError(), "not enough memory (of the CPU)"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory of the CPU"),
+])
+def test_out_of_memory_names_the_flag_that_helps(error, said):
+    with pytest.raises(UserError, match=re.escape(said) + ".*; give a smaller --batch_size"), \
+            machine.told_of_memory("--batch_size"):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), machine.told_of_memory("--batch_size"):
+        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize("cost, taken, said", [

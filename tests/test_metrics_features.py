@@ -178,6 +178,22 @@ def test_real_statistics_are_those_of_each_label(tmp_path, monkeypatch):
         real.moments_of([0, 2])
 
 
+def test_few_images_of_many_classes_are_kept_as_they_are(tmp_path, monkeypatch):
+    """Of n images with F features a label, min(n F numbers of 4 bytes, F x F of 8) are kept, not F x F for all."""
+    extractor = evaluator()
+    dim = extractor.dim
+    images, labels = toy_images(40 + 2 * dim + 8), torch.tensor([0] * 20 + [1] * 20 + [2] * (2 * dim + 8))
+    real = real_statistics(images, labels, extractor, tmp_path)
+    assert [tuple(own.shape) for own in real.moments[:2]] == [(20, dim)] * 2
+    assert isinstance(real.moments[2], Moments) and real.moments[2].count == 2 * dim + 8
+    again = real_statistics(images, labels, extractor, tmp_path)
+    features, _ = extractor(to_unit_range(images))
+    for own in (real, again):
+        torch.testing.assert_close(own.moments_of([0, 2]).covariance, features[labels != 1].double().T.cov(), rtol=1e-4,
+                                   atol=1e-6)
+        assert own.moments_of([1]).count == 20
+
+
 def test_real_statistics_come_from_the_cache(tmp_path, monkeypatch):
     extractor, (images, labels) = evaluator(), toy_set()
     first = real_statistics(images, labels, extractor, tmp_path)

@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 
 from datasets import open_source, read_all
-from datasets.prepare import hold_out, prepare, summary
+from datasets.prepare import Split, hold_out, prepare, summary
 from utils import DATASETS, ROOT, DatasetSpec, UserError
 
 C10 = DATASETS["C10"]
@@ -81,8 +81,8 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("write", [write_zip, write_folder])
 def test_cifar10_from_a_zip_or_folder(tmp_path, write):
     source = write(tmp_path / "source", {**cifar_members(), "__MACOSX/cifar10/train/._0.png": b"x", "README.md": b"x"})
-    spec, labels = prepare("cifar10", tmp_path / "data", source)
-    assert spec == C10 and [len(part) for part in labels.values()] == [30, 10]
+    spec, splits = prepare("cifar10", tmp_path / "data", source)
+    assert spec == C10 and [len(part.labels) for part in splits.values()] == [30, 10]
     train = open_source(C10, tmp_path / "data", "train")
     assert train.labels.tolist() == [k for k in range(10) for _ in range(3)]
     assert train.read([4, 29])[:, :, 0, 0].tolist() == [[11, 11, 11], [92, 92, 92]]
@@ -175,9 +175,9 @@ def test_damaged_mnist_file_is_named(tmp_path, damage):
 
 
 def test_real_mnist(tmp_path, shared_file):
-    _, labels = prepare("mnist", tmp_path, shared_file("data/mnist"))
-    assert [len(part) for part in labels.values()] == [60000, 10000]
-    assert np.bincount(labels["train"]).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    _, splits = prepare("mnist", tmp_path, shared_file("data/mnist"))
+    assert [len(part.labels) for part in splits.values()] == [60000, 10000]
+    assert np.bincount(splits["train"].labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 
 def test_own_images_without_splits_hold_out_a_share(tmp_path):
@@ -207,7 +207,7 @@ def test_hold_out_takes_an_even_share_of_each_class():
 
 
 def test_entry_of_a_set_with_one_class_is_a_tuple():
-    text = summary(DatasetSpec("own", 16, 1, ("a",)), {"train": np.zeros(2, int)}, "datasets")
+    text = summary(DatasetSpec("own", 16, 1, ("a",)), {"train": Split(np.zeros(2, int), None)}, "datasets")
     assert text.endswith("'own': DatasetSpec('own', 16, 1, ('a',)),")
 
 

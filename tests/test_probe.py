@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from classifiers.loading import probed_classifier
+from config import Config
 from probe import Found, probe
 from training import GAN
 from utils import UserError, load_checkpoint
@@ -60,9 +62,6 @@ def test_a_run_is_gone_on_with_and_equals_an_uninterrupted_one(digits, tmp_path)
 
 
 def test_an_interrupted_run_is_saved_and_returned(digits, tmp_path, monkeypatch):
-
-
-
     step = GAN.advance
 
     def interrupted(self):
@@ -75,6 +74,27 @@ def test_an_interrupted_run_is_saved_and_returned(digits, tmp_path, monkeypatch)
     found = probe(linear(), *digits, unseen=3, steps=1000, run=tmp_path / "run", **SMALL)
     assert found.state["step"] == 2 and load_checkpoint(tmp_path / "run")["step"] == 2
     assert Found(tmp_path / "run").images(3, 1).shape == (1, 1, 16, 16)
+
+
+class Named(nn.Module):
+    """Normalises by itself in no way, and answers with probabilities in a dict."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return {"features": images.flatten(1), "probs": self.network(images).softmax(1)}
+
+
+def test_a_module_in_memory_is_loaded_as_a_file_would_be(digits, tmp_path):
+    """What it answers is found out, and mean and std hold: both are those of the run."""
+    found = probe(Named(linear()), *digits, unseen=3, steps=1, run=tmp_path / "run", C_mean=(0.5,), C_std=(0.25,),
+                  **SMALL)
+    C = probed_classifier(Config.from_dict(found.state["config"]), found.sampler.classes, "cpu")
+    images = digits[0][:8].float() / 127.5 - 1
+    assert C.answers.form == "softmax" and C.answers.pick == ("probs",)
+    torch.testing.assert_close(C(images).softmax(1), linear()(((images + 1) / 2 - 0.5) / 0.25).softmax(1))
 
 
 def test_a_folder_of_images(digits, tmp_path):
@@ -93,7 +113,7 @@ def test_a_folder_of_images(digits, tmp_path):
     ({"images": torch.zeros(30, 1, 16, 16, dtype=torch.int32)}, "give uint8, or floats in value_range"),
     ({"labels": torch.zeros(7)}, "there are 30 images and 7 labels"),
     ({"classes": ["a", "b"]}, "with 2 classes they must lie between 0 and 1"),
-    ({"classifier": nn.Sequential(nn.Flatten(), nn.Linear(256, 4))}, "gives 4 logits and there are 10 classes"),
+    ({"classifier": nn.Sequential(nn.Flatten(), nn.Linear(256, 4))}, "the classifier knows 4 classes without names"),
     ({"unseen": "horse"}, "class 'horse' is not in this data set"),
     ({"images": torch.zeros(30, 1, 18, 18)}, "there is no network for 18x18 images"),
 ])

@@ -17,16 +17,16 @@ import evaluate
 import files
 import utils
 from classifiers import build
-from config import Config
+from config import Config, located
 from methods import make_config, read_config
 from methods import start as start_run
-from train import main, train
+from train import locked, main, train
 from training import Recorded, judge_of
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch, write_json
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1",
-         "--device", "cpu", "--ema_start", "2", "--precision", "fp32"]
+         "--gp_every", "1", "--device", "cpu", "--ema_start", "2", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -415,6 +415,35 @@ def test_resuming_with_another_classifier_is_refused(world, tmp_path):
     state["config"]["C_path"] = str(wrong_checkpoint(tmp_path / "other.pt"))
     with pytest.raises(UserError, match="is not the one this run was started on .SHA-256 of its weights"):
         start_run(read_config(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    refused = pytest.raises(UserError, match="another process trains in .*run; wait for it, or give another --run")
+    with locked(tmp_path / "run"), refused, locked(tmp_path / "run"):
+        pass
+    with locked(tmp_path / "run"):  # it is free again
+        assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("number", utils.STOPPING)
+def test_what_batch_systems_send_asks_to_stop(number):
+    with utils.stop_on_signal() as stopped:
+        assert stopped() is None
+        signal.raise_signal(number)
+        assert stopped() == number
+
+
+def test_a_run_finds_its_files_from_another_folder(tmp_path, monkeypatch):
+    for name in ("probed.pt", "sets/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    config = Config(C_path="probed.pt", data_root="sets", evaluator="nowhere.pt")
+    found = located(config, tmp_path / "runs/a")
+    assert (found.C_path, found.data_root, found.evaluator) == (str(tmp_path / "probed.pt"), str(tmp_path / "sets"),
+                                                                "nowhere.pt")
 
 
 def test_a_second_run_does_not_overwrite_the_first(world, tmp_path):

@@ -124,12 +124,12 @@ def test_a_folder_and_its_zip_give_the_same_images(tmp_path):
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
         for file in root.rglob("*.*"):
             archive.write(file, f"made/{file.relative_to(root)}")
-    spec, parts = prepare_sounds(root, SPEC)
+    spec, parts = prepare_sounds(root, SPEC, "", print)
     assert spec.classes == ("men", "nonhuman")
     # 1.5 s: 1.024 s and three more steps of 0.1 s; 3, 2 and 1 of six actors, 3, 1 and 1 of five folds, two clips each
     assert {split: np.bincount(part.labels).tolist() for split, part in parts.items()} == {
         "train": [24, 24], "evaluator": [16, 8], "test": [8, 8]}
-    _, again = prepare_sounds(tmp_path / "made.zip", SPEC)
+    _, again = prepare_sounds(tmp_path / "made.zip", SPEC, "", print)
     for split, part in parts.items():
         assert all((part.read(i) == again[split].read(i)).all() for i in range(len(part.labels)))
 
@@ -142,7 +142,7 @@ def test_other_rates_and_several_channels(tmp_path, capsys):
     root = made_tree(tmp_path / "made")
     for take in (1, 2):
         write_sound(root / f"men/actor01_0{take}.wav", np.stack([tone(1.5)] * 2, 1))
-    prepare_sounds(root, SPEC)
+    prepare_sounds(root, SPEC, "", print)
     assert capsys.readouterr().out.count("2 channels") == 1
 
 
@@ -161,7 +161,7 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
     root = made_tree(tmp_path / "made")
     (root / "men/actor03_03.ogg").write_bytes(b"OggS and no more")
     with pytest.raises(UserError, match=r"men/actor03_03.ogg does not decode"):
-        prepare_sounds(root, SPEC)
+        prepare_sounds(root, SPEC, "", print)
 
 
 def test_sources_that_do_not_fit(tmp_path):
@@ -170,10 +170,10 @@ def test_sources_that_do_not_fit(tmp_path):
     assert not found_in(tmp_path / "images")
     made_tree(tmp_path / "made")
     with pytest.raises(UserError, match="'nonhuman' is not a class"):
-        prepare_sounds(tmp_path / "made", DatasetSpec("made", 64, 1, ("men", "women")))
+        prepare_sounds(tmp_path / "made", DatasetSpec("made", 64, 1, ("men", "women")), "", print)
     for resolution, channels in ((32, 1), (64, 3)):
         with pytest.raises(UserError, match="one channel and 64 or 128 pixels"):
-            prepare_sounds(tmp_path / "made", DatasetSpec("made", resolution, channels, ()))
+            prepare_sounds(tmp_path / "made", DatasetSpec("made", resolution, channels, ()), "", print)
 
 
 def test_prepared_by_the_command_of_all_sets(tmp_path):
