@@ -13,9 +13,9 @@ from utils import load_checkpoint
 ROOT = Path(__file__).parents[1]
 KILLS = 20
 FLAGS = ["--dataset", "digits", "--new_class", "7", "--skip_classifier_check", "--select", "--G_ch", "1", "--D_ch", "1",
-         "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1", "--gp_every", "1", "--device", "cpu",
-         "--ema_start", "2", "--precision", "fp32", "--num_steps", "6", "--save_every", "3", "--log_every", "1",
-         "--sample_every", "6"]
+         "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1", "--gp_every", "1",
+         "--device", "cpu", "--ema_start", "2", "--precision", "fp32", "--num_steps", "6", "--save_every", "3",
+         "--log_every", "1", "--sample_every", "6"]
 # Each life of a run is forked from a process that has imported everything and computed nothing. Prints the kills.
 LIVES = """
 import json, os, random, signal, sys, time
