@@ -175,7 +175,7 @@ def write(folder, spec, splits):
                         for start in range(0, len(images), 256):
                             rows = range(start, min(start + 256, len(images)))
                             images[start:rows.stop] = block = np.stack([part.read(i) for i in rows])
-                            made.update(block)
+                            made.update(block.tobytes())
                             bar.update(len(rows))
             for path in paths.values():  # by which datasets.safety tells files that belong together
                 with h5py.File(path, "a") as file:

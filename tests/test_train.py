@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from classifiers import build
 from config import Config, located
 from methods import make_config, read_config
 from methods import start as start_run
+from metrics.selection import Selection
 from train import locked, main, train
 from training import Recorded, judge_of
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch, write_json
@@ -565,3 +567,15 @@ def test_another_number_of_threads_is_said_at_resume(world, capsys):
     assert "threads" not in capsys.readouterr().out
     start_run(run.config, run.spec, run.device, {**state, "threads": 77})
     assert "the run has used 77, and rounds otherwise from here on. OMP_NUM_THREADS=77" in capsys.readouterr().out
+
+
+def test_half_a_best_checkpoint_is_passed_over(world, tmp_path, capsys):
+    run = training(world, select=True)
+    save_torch(tmp_path / "checkpoints/step_00000001.pt", run.state())
+    whole = (tmp_path / "checkpoints/step_00000001.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes(whole[:len(whole) // 2])
+    assert evaluate.target_free(tmp_path)[1] == evaluate.NEWEST
+    chosen = Selection(run.C, run.stream, run.spec.classes, [7], run.device, tmp_path, step=1)
+    assert chosen.best == -math.inf
+    said = capsys.readouterr().err
+    assert "best.pt is truncated" in said and "next candidate takes its place" in said
