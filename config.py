@@ -54,6 +54,7 @@ class Data:
     only: tuple[str, ...] = setting((), "show D the images alone that have these values of attributes, as place=land")
     data_root: str = setting("datasets", "folder that holds the prepared data sets")
     oracle: bool = setting(False, "keep the images of y* in the set: the bound that no probe can pass")
+    drop_suspects: bool = setting(False, "also leave out images of seen classes that C, or the evaluator, takes for y*")
     augment: str = setting("none", "augmentation of the real images", ("none", "flip", "crop", "flip_crop"))
     max_resident_gb: float = setting(4.0, "an image set larger than this streams from disk instead of memory", least=0)
     num_workers: int = setting(2, "threads that read a streamed image set", least=0)

@@ -16,7 +16,6 @@ the GAN. Image i of a run depends on seed --seed + i alone. Measurements, for --
 
 import errno
 import hashlib
-import json
 import sys
 import tempfile
 import time
@@ -33,9 +32,11 @@ from classifiers.loading import (
     refuse_evaluator,
     same_classifier,
 )
+from classifiers.strangers import from_a_file
 from config import Config, Parser, add_flags, located, make_config
 from datasets import open_source
 from datasets.sources import sample_sha256
+from files import append_lines, read_lines
 from machine import told_of_memory
 from methods import load_run
 from metrics import feature_agreement, protocols, sound  # noqa: F401  they register the measurements
@@ -47,7 +48,7 @@ from metrics.measured import Measured
 from metrics.presence import Presence
 from metrics.registry import METRICS, find_metric
 from metrics.report import write_report
-from metrics.shown import as_pixels, json_lines, report_of
+from metrics.shown import as_pixels, report_of
 from metrics.variety import sentence
 from sampler import make_sampler
 from utils import (
@@ -217,9 +218,12 @@ def run_images(state, flags, device):
 
 
 def target_free(run):
-    """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it stands, else the newest one."""
+    """(checkpoint, how it was chosen): RUN/best.pt of train.py --select where it can be read, else the newest one."""
     if (run / "best.pt").is_file():
-        return load_run(run / "best.pt"), TARGET_FREE
+        try:
+            return load_run(run / "best.pt"), TARGET_FREE
+        except UserError as error:
+            print(f"warning: {error} The newest checkpoint is taken.", file=sys.stderr)
     return load_run(run), NEWEST
 
 
@@ -260,12 +264,6 @@ def require_writable(path):
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room for it, or give a folder in which you "
                         "may write.") from error
-
-
-def append_records(path, records):
-    """Add a JSON line a record."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def figure(value):
@@ -336,7 +334,7 @@ class Outputs:
     def write(self, title, measured, records, state, home, selection=None, interrupted=False):
         """Append the records, print them, and write the report where one was asked for."""
         new_class = [measured.classes[label] for label in measured.images.new_class]
-        append_records(self.results, records)
+        append_lines(self.results, records)
         print_table(title, records, new_class)
         print(f"  written to {self.results}")
         if interrupted:
@@ -353,8 +351,7 @@ def evaluate_run(run, flags, overrides, device):
     state, chosen = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
     outputs = Outputs(home, flags.report, flags.out)
     # who made the checkpoint does not decide whether a classifier's code is run
-    settings = replace(located(Config.from_dict(state["config"]), home),
-                       **{"C_trust": False, "evaluator_trust": False, **overrides})
+    settings = replace(located(Config.from_dict(from_a_file(state["config"], overrides, run)), home), **overrides)
     evaluation = Evaluation(flags, settings, state["dataset"]["classes"], device, outputs.folder, state)
     selection = None
     if flags.oracle_select:
@@ -430,7 +427,7 @@ def compare_runs(flags, device):
     for run in flags.compare:
         state, _ = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
         home = run if run.is_dir() else run.parent.parent
-        sampler, records = make_sampler(state, device), json_lines(home / "results.jsonl")
+        sampler, records = make_sampler(state, device), read_lines(home / "results.jsonl")
         own = tuple(state["draws"]["new_class"]), sampler.classes
         if unseen not in (None, own) or len(own[0]) != 1:
             raise UserError(f"{run} draws another unseen class than {flags.compare[0]}, or several; runs of one unseen "
@@ -524,7 +521,7 @@ def main():
     if len(found) > 1:
         combined, new_class = combine(flags.run, [records for records, _ in found]), found[0][1]
         path = (flags.out or flags.run[0].resolve().parent) / "combined.jsonl"
-        append_records(path, combined)
+        append_lines(path, combined)
         print_table(f"{len(found)} runs together, mean and 95 % interval over runs", combined, new_class)
         print(f"  written to {path}")
 

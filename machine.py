@@ -25,11 +25,12 @@ def medians(works):
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def tune(device):
+def tune(device, threads=0):
     """Let torch train as fast as this machine can: TF32 on a GPU; on a CPU as many threads as measure fastest.
 
     The threads of a convolution wait for each other, so that on cores that are busy or lent in part fewer are faster.
-    Torch's own number, then half of it and so on, are tried; OMP_NUM_THREADS decides where it is set.
+    Torch's own number, then half of it and so on, are tried; OMP_NUM_THREADS decides where it is set, else `threads`,
+    those of a run that is gone on with: rounding depends on them.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -37,6 +38,9 @@ def tune(device):
     if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
         return
     usual = torch.get_num_threads()
+    if 0 < threads <= usual:
+        torch.set_num_threads(threads)
+        return
     x, weight = torch.zeros(32, 64, 32, 32), torch.zeros(64, 64, 3, 3)
 
     def with_threads(threads):

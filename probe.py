@@ -22,6 +22,7 @@ from torch import nn
 import evaluate
 from BigGAN import widths_at
 from classifiers.loading import remember
+from classifiers.strangers import from_a_file
 from datasets.prepare import Split, prepare, write
 from methods import load_run, make_config, read_config, start
 from sample import class_grid
@@ -185,7 +186,8 @@ def probe(classifier, images=None, labels=None, *, unseen, steps, run=None, clas
         config = make_config(dataset=spec.folder, new_class=unseen, data_root=str(data_root), C_path=path,
                              num_steps=steps, **settings)
     else:
-        config = replace(read_config(state["config"]), num_steps=steps, C_path=path, data_root=str(data_root))
+        config = replace(read_config(from_a_file(state["config"], settings, run)), num_steps=steps, C_path=path,
+                         data_root=str(data_root))
     try:
         carry_out(start(config, spec, choose_device(config.device), state), run)
     except SystemExit as stopped:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from BigGAN import load_weights, make_generator
 from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier
+from classifiers.strangers import from_a_file
 from config import Config, Parser, add_flags, make_config
 from datasets.sources import Decoder, image_files, to_array
 from machine import told_of_memory
@@ -119,7 +120,8 @@ def given_faces(folder, sampler, state, device):
     files = image_files(Path(folder))
     if not files:
         raise UserError(f"--faces {folder} holds no image; give a folder of image files.")
-    C = probed_classifier(Config.from_dict(state["config"]), sampler.classes, device)
+    settings = from_a_file(state["config"], {}, state["config"]["C_path"])
+    C = probed_classifier(Config.from_dict(settings), sampler.classes, device)
     if fingerprint(C.model) != sampler.classifier_sha256:
         raise UserError(f"the classifier {state['config']['C_path']} is not the one that this run was made with, and "
                         "its features mean other things; restore it.")

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 import processes
 from classifiers.check import preflight, require_passed
+from classifiers.strangers import from_a_file
 from config import FIELDS, located
+from files import JsonLines, clear_abandoned
 from machine import told_of_memory, tune
 from methods import RunParser, find_method, load_run, make_config, read_config, start
 from metrics.collapse import CollapseWatch
@@ -30,7 +32,6 @@ from sampler import make_sampler
 from step import shares
 from utils import (
     DATASETS,
-    JsonLines,
     UserError,
     checkpoint_files,
     find_dataset,
@@ -93,22 +94,24 @@ def train(training, run):
     config, leads = training.config, processes.rank() == 0
     if leads:
         keeper, log = Keeper(training, run), JsonLines(run / "log.jsonl", training.step)
-    window, window_start = [], time.perf_counter()
+    window, window_start, lines_wait = [], time.perf_counter(), False
 
     def flush():
-        nonlocal window_start
+        """Write a line of the log. Returns whether the disk has refused it, and took the one before."""
+        nonlocal window_start, lines_wait
         if not window:
-            return
+            return False
         terms = {name: torch.stack([step[name] for step in window]).float().cpu() for name in window[0]}
         processes.average(list(terms.values()))
         require_finite(training, terms, training.step - len(window) + 1)
         means = shares({name: values.mean().item() for name, values in terms.items()})
         rate = len(window) / (time.perf_counter() - window_start)
-        if leads:
-            log.write({"step": training.step, **means, "steps_per_second": rate})
+        waited, lines_wait = lines_wait, leads and not log.write({"step": training.step, **means,
+                                                                  "steps_per_second": rate})
         bar.set_postfix({short: f"{means[name]:.2f}" for short, name in SHOWN.items() if name in means})
         window.clear()
         window_start = time.perf_counter()
+        return lines_wait and not waited
 
     def look(state, drawing, judging):
         sampler = make_sampler(state, training.device)
@@ -118,14 +121,21 @@ def train(training, run):
             for warning in keeper.judge(sampler, state):
                 bar.write(f"warning: step {training.step}: {warning}", file=sys.stderr)
 
+    def save_while_one_can():
+        """Save at once on a disk that fills up; where that is refused too, go on, for somebody may make room."""
+        try:
+            keeper.save(training.state())
+        except UserError as error:
+            bar.write(f"warning: {error} The run goes on.", file=sys.stderr)
+
     with stop_on_signal() as stopped, tqdm(total=training.num_steps, initial=training.step, unit="step",
                                            disable=not leads) as bar:
         while training.step < training.num_steps:
             window.append(training.advance())
             bar.update()
             last = training.step == training.num_steps
-            if training.step % config.log_every == 0:
-                flush()
+            if training.step % config.log_every == 0 and flush():
+                save_while_one_can()
             drawing = training.step % config.sample_every == 0 or last
             saving = training.step % config.save_every == 0 or last
             stop = processes.largest(stopped() or 0) if not last else 0
@@ -168,6 +178,8 @@ def checked_run(training, run):
         print(check)
     require_passed(check, config)
     if processes.rank() == 0:
+        for folder in (run, run / "checkpoints"):
+            clear_abandoned(folder)
         write_json(run / "config.json", config.as_dict())
         write_json(run / "audit.json", training.audit)
         write_json(run / "classifier_check.json", check.as_dict())
@@ -184,8 +196,8 @@ def carry_out(training, run):
 
 # -------------------------------------------------------------------------------------- command line
 
-RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_trust", "skip_classifier_check", "num_workers",
-                "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select",
+RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_arch", "C_trust", "skip_classifier_check",
+                "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every", "keep", "select",
                 *(name for name in FIELDS if name.startswith("evaluator")))
 
 
@@ -215,9 +227,7 @@ def main():
         state = load_run(resume)
         folder = resume if resume.is_dir() else resume.parent
         run = folder.parent if folder.name == "checkpoints" and not resume.is_dir() else folder
-        # that a pickle was trusted once is no leave to run what lies in its place now
-        config = replace(located(read_config(state["config"]), run),
-                         **{"C_trust": False, "evaluator_trust": False, **flags})
+        config = replace(located(read_config(from_a_file(state["config"], flags, resume)), run), **flags)
         spec = DATASETS[find_dataset(config.dataset)[0]]
     else:
         state, config = None, make_config(**flags)
@@ -228,7 +238,7 @@ def main():
                             f"with it by --resume {run}, or give another --run.")
     with processes.joined(config.device) as device, told_of_memory("--batch_size with more --num_D_accumulations and "
                                                                    "--num_G_accumulations, or --max_resident_gb"):
-        tune(device)
+        tune(device, state["threads"] if state and "threads" in state else 0)
         carry_out(start(config, spec, device, state), run)
 
 

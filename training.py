@@ -7,14 +7,22 @@ import torch
 
 import processes
 from BigGAN import load_weights, make_discriminator, make_generator
+from classifiers.check import logits_of
 from classifiers.frozen import fingerprint
 from classifiers.loading import Asked, judging_classifier, probed_classifier, refuse_evaluator
 from datasets import ImageStream, leave_out, open_source
+from datasets.absence import starting_weights, statement, test_source
 from datasets.sources import sample_sha256
 from layers import synchronise_batch_norms
 from machine import choose_precision
 from step import discriminator_step, draw_fakes, generator_step, make_task
 from utils import EMA, UserError, autocast, random_state, set_random_state
+
+
+def judge_of(frozen, labels):
+    """The judge of datasets.leave_out that a classifier makes: the probability of these labels of its own together."""
+    return lambda images: logits_of(frozen, images).softmax(1)[:, labels].sum(1)
+
 
 
 class Training:
@@ -46,7 +54,14 @@ class Training:
         self.C_sha256 = fingerprint(self.C.model)
         source = open_source(spec, config.data_root, "train")
         self.seen_sha256 = sample_sha256(source, [] if config.oracle else config.new_class)
-        indices, self.audit, guard = leave_out(source, spec, config.new_class, config.oracle, config.only)
+        judges = {"the probed classifier": judge_of(self.C, [self.C.labels[y] for y in config.new_class])}
+        if evaluator:
+            judges["the evaluator"] = judge_of(evaluator.to(device), [evaluator.labels[y] for y in config.new_class])
+        files = {"init_G": config.init_G, "init_D": config.init_D, "gan": getattr(config.own, "gan", "")}
+        indices, self.audit, guard = leave_out(
+            source, spec, config.new_class, config.oracle, config.only, test=test_source(spec, config.data_root),
+            judges=judges, drop_suspects=config.drop_suspects,
+            weights=starting_weights(files, spec, () if config.oracle else config.new_class))
         if config.batch_size % processes.size():
             raise UserError(f"--batch_size {config.batch_size} cannot be shared by {processes.size()} processes; give "
                             "a multiple of their number.")
@@ -86,6 +101,7 @@ class Training:
                         "classes": list(self.spec.classes)},
             "draws": self.draws, "step": self.step, "random": random_state(), "audit": self.audit,
             "classifier_sha256": self.C_sha256, "seen_sha256": self.seen_sha256,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state(self, state):
@@ -97,6 +113,13 @@ class Training:
             raise UserError(f"the classifier {self.config.C_path} is not the one this run was started on (SHA-256 "
                             f"of its weights {self.C_sha256[:12]}, was {state['classifier_sha256'][:12]}); give that "
                             "one as --C_path, or start a new run.")
+        # the files may be gone by now
+        self.audit["starting_weights"] = state["audit"].get("starting_weights", [])
+        self.audit["statement"] = statement(self.audit)
+        threads = torch.get_num_threads()
+        if state.get("threads", threads) != threads:
+            print(f"computing with {threads} threads; the run has used {state['threads']}, and rounds otherwise from "
+                  f"here on. OMP_NUM_THREADS={state['threads']} would keep it bit for bit.")
         self.step = state["step"]
         set_random_state(state["random"])
 

@@ -6,19 +6,20 @@ A user adds a data set by adding one entry to `DATASETS` below; nothing else has
 import difflib
 import errno
 import json
-import os
 import pickle
 import re
 import signal
 import sys
-import tempfile
-from contextlib import contextmanager, nullcontext
+import zipfile
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from files import Printable, replacing
 
 ROOT = Path(__file__).resolve().parent
 
@@ -34,20 +35,24 @@ def nearest(name, valid):
 
 
 def run_main(main):
-    """Run a command's `main()`; a UserError, or a disk that refuses, becomes one sentence and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        sentence = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        sentence = (f"{error.filename or 'a file'} could not be opened or written ({error.strerror}); checkpoints "
-                    "saved before are intact. Make room or choose another folder, then run the command again.")
-    else:
-        return
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    """Run a command's `main()`; a UserError, or a disk that refuses, becomes one sentence and exit code 2.
+
+    What is printed reaches the terminal without the escape sequences that names out of files may hold.
+    """
+    with redirect_stdout(Printable(sys.stdout)), redirect_stderr(Printable(sys.stderr)):
+        try:
+            main()
+        except UserError as error:
+            sentence = str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            sentence = (f"{error.filename or 'a file'} could not be opened or written ({error.strerror}); checkpoints "
+                        "saved before are intact. Make room or choose another folder, then run the command again.")
+        else:
+            return
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------- data sets
@@ -207,26 +212,6 @@ class EMA:
 # ------------------------------------------------------------------------------- files that last
 
 
-@contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path` that replaces it on success and vanishes on any error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield Path(name)
-        with open(name, "rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path, value):
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
@@ -244,15 +229,34 @@ def save_torch(path, value):
                         "Make room on the disk and run the command again (train.py: with --resume).") from error
 
 
+def damaged(path):
+    """What is wrong with the archive that torch.save wrote at `path`, by its checksums, in words; '' where nothing is.
+
+    A file that is no such archive has no checksums, and passes.
+    """
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "it is compressed, as torch.save never writes it"
+            broken = archive.testzip()
+            return f"the checksum of {broken} in it is wrong" if broken else ""
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        return f"its archive cannot be read: {error}"
+
+
 def load_torch(path, advice=""):
     """Read a dict of plain values and tensors onto the CPU; nothing in the file is executed.
 
-    Raises UserError when the file is missing, truncated, or, with the `advice`, when it holds anything that
+    Raises UserError when the file is missing, truncated, damaged or, with the `advice`, when it holds anything that
     needs unpickling.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
+    if problem := damaged(path):
+        raise UserError(f"{path} is damaged ({problem}); restore it from a copy.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -297,25 +301,6 @@ def load_checkpoint(path):
             raise UserError(f"{file} is not a checkpoint of train.py; to start from the weights of another "
                             "project's G or D use --init_G and --init_D.")
         return state
-
-
-class JsonLines:
-    """Appends one JSON object a line; after a resume, lines past the resumed step are dropped."""
-
-    def __init__(self, path, step=0):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            with replacing(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, record):
-        """Append `record`, a dict with a 'step', rounding floats to six significant digits."""
-        record = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
 
 
 # what batch systems and closing terminals send, besides Ctrl-C

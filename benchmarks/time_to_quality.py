@@ -9,7 +9,6 @@ those of the training's own log, its saving and drawing included; a pause betwee
 Stopped, or after more training, the same command goes on.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from classifiers import load_classifier  # noqa: E402
 from classifiers.frozen import fingerprint  # noqa: E402
 from config import Parser  # noqa: E402
+from files import read_lines  # noqa: E402
 from utils import ROOT, UserError, checkpoint_files, load_checkpoint, replacing, run_main, write_json  # noqa: E402
 
 METRICS = {"recognition": "recognised by the evaluator", "intra_fd": "intra-FD"}
-
-
-def json_lines(path):
-    """The records of a file of JSON lines; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def seconds_at(log):
@@ -46,8 +41,8 @@ def kind(record):
 
 def curve(run, unseen, num, digest):
     """[{step, seconds, class, metric, value, low, high}] of what has been measured with `num` images, in order."""
-    when, found = seconds_at(json_lines(run / "log.jsonl")), {}
-    for record in json_lines(run / "results.jsonl"):
+    when, found = seconds_at(read_lines(run / "log.jsonl")), {}
+    for record in read_lines(run / "results.jsonl"):
         wanted = record["n"] == num and record["evaluator_sha256"] == digest and record["class"] in unseen
         if wanted and kind(record) and record["step"] in when:
             point = {"step": record["step"], "seconds": when[record["step"]], "metric": kind(record),

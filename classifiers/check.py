@@ -24,6 +24,7 @@ from classifiers.diagnosis import BATCH, batch_size, chance, interval, likeliest
 from classifiers.files import flag
 from classifiers.frozen import fingerprint
 from classifiers.loading import probed_classifier
+from classifiers.strangers import least_expected
 from config import Config, Parser, add_flags, make_config
 from datasets import open_source
 from datasets.attributes import attributes_of, kept_rows, parse_only
@@ -35,7 +36,6 @@ KINDS = {"test": "held-out images", "train": "training images (for want of a tes
 ENOUGH = 200  # images, to which those of a small test split are filled up with training images
 SECONDS = 60.0  # after which no further image is classified
 C_FLAGS = tuple(name for name in Config.__dataclass_fields__ if name.startswith("C_") and "coeff" not in name)
-ABOVE_CHANCE = 0.3  # least share of the way from chance to certainty, where no model card says more
 NEAR_CARD = 0.05  # how far below its model card the accuracy may lie, beside chance
 HARDER = 0.5  # least share of the accuracy on seen classes that an unseen one may have
 LAYOUT = 1  # of a kept check: raised when its content changes
@@ -119,12 +119,9 @@ def least_accuracy(frozen, dataset, labels):
     card = frozen.card if frozen.card.get("dataset") == dataset else {}
     per_class = list(card.get("clean_accuracy", {}).get("per_class", {}).values())
     shown = [per_class[y] for y in labels.tolist()] if len(per_class) > labels.max() else []
-    if shown and None not in shown:
-        expected = sum(shown) / len(shown)
-        margin = max(NEAR_CARD, 4 * standard_error(expected, len(labels)))
-        return max(expected - margin, 0.0), f"its model card says {expected:.1%}"
-    by_chance = 1 / frozen.num_classes
-    return by_chance + ABOVE_CHANCE * (1 - by_chance), f"no model card, chance is {by_chance:.1%}"
+    said = sum(shown) / len(shown) if shown and None not in shown else None
+    margin = 0.0 if said is None else max(NEAR_CARD, 4 * standard_error(said, len(labels)))
+    return least_expected(said, margin, frozen.num_classes)
 
 
 def behaviour_problems(frozen, images):

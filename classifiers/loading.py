@@ -15,6 +15,7 @@ from classifiers.architectures import ARCHITECTURES, OTHERS, alternatives, build
 from classifiers.files import ClassifierFile, flag, read_classifier, setting_of
 from classifiers.frozen import FrozenClassifier, fingerprint
 from classifiers.names import Fitted, fit_names, normaliser_in
+from classifiers.strangers import is_own_code, require_asked
 from utils import DATASETS, ROOT, UserError, find_dataset, nearest
 
 SAME = 0.99  # correlation of two classifiers' answers from which they are taken for one; see `same_classifier`
@@ -139,6 +140,8 @@ def numbers_in(arch, weights, which, classes, channels):
 
 def named_by(hint):
     """The architectures that a name in a file of others may mean."""
+    if is_own_code(hint):
+        return []
     own = [hint] if hint in ARCHITECTURES else []
     return own + ([hint] if ":" in hint else [f"{library}:{hint}" for library in ("torchvision", "timm")])
 
@@ -250,6 +253,7 @@ def load(asked, device="cpu", data=None, num_classes=None):
     else:
         path = found_file(asked)
         file = read_classifier(path, asked.trust, asked.weights, asked.role)
+        require_asked(asked.arch or file.said.get("arch", ""), asked.arch, path, asked.flag("arch"))
     said, classes = file.said, num_classes or (len(data.classes) if data else None)
     likely = [data.channels, 4 - data.channels] if data else [3, 1]
     if file.model is None:

@@ -1,15 +1,28 @@
-"""Absence enforced: the images of the unseen classes are left out, and a guard refuses any that returns."""
+"""Absence enforced: the images of the unseen classes, and copies of them, are left out, and a guard refuses any.
+
+What is looked for under other labels: exact copies of y*'s training and test images, near copies (datasets.near), and
+images that a classifier takes for y*. The audit says what was found and what would have been.
+"""
 
 import hashlib
+import json
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from datasets import near
 from datasets.attributes import attributes_of, filter_audit, kept_rows, parse_only, require_classes
-from datasets.sources import in_chunks
-from utils import UserError
+from datasets.safety import require_current, stray_links
+from datasets.sources import in_chunks, open_source
+from utils import ROOT, UserError, checkpoint_files, load_checkpoint, load_torch
 
 CHANGED = "the image set has changed since it was audited. Start the run again."
+SHOWN = 50  # suspects of a kind that the audit lists
+MISTAKEN = 0.5  # least probability of y* at which a classifier makes an image a suspect
+SLAB = 8192  # images compared at a time
 
 
 class AbsenceError(UserError):
@@ -48,70 +61,316 @@ class AbsenceGuard:
                                        f"discriminator under the label {int(labels[row])}; {CHANGED}")
 
 
-def leave_out(source, spec, unseen, keep_unseen=False, only=()):
+# ------------------------------------------------------------------------------------ what is known of y*
+
+
+def folded(name):
+    """A class name without what the eye passes over: case, spaces, hyphens, invisible characters, Unicode form."""
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c)[0] not in "ZC" and c
+                   not in "_-")
+
+
+def require_distinct(classes, unseen):
+    """Raise UserError where a class that is seen has the name of an unseen one but for case, spaces or Unicode form."""
+    for label, name in enumerate(classes):
+        for y in unseen:
+            if label not in unseen and folded(name) == folded(classes[y]):
+                raise UserError(f"the classes {classes[y]!r}, which is unseen, and {name!r}, which is not, differ by "
+                                "case, spaces or Unicode form alone: are they one class? Put their images into one "
+                                f"folder and correct utils.DATASETS, or name both: --new_class {y} {label}.")
+
+
+def test_source(spec, data_root):
+    """The test split of a data set, or None where it has none. Raises UserError for a damaged one."""
+    folder = Path(data_root) / spec.folder
+    folder = folder if folder.exists() else ROOT / folder
+    return open_source(spec, data_root, "test") if (folder / "test.h5").is_file() or (folder / "test").is_dir() \
+        else None
+
+
+def has_values(source, only):
+    """Which images of a source have the values {attribute: value} that it knows of: bool (N,)."""
+    attributes = attributes_of(source)[0]
+    known = {name: value for name, value in only.items() if name in attributes and value in attributes[name].values}
+    return kept_rows(attributes, known, len(source), "the image set")
+
+
+class LeftOut:
+    """The images that copies are looked for of: `names` (n) in the order of `greys`, uint8 (n, S, S), places (split,
+    index), and `hashes`: the name by the hash.
+
+    sources: {split: source}; of each those with a label in `unseen`, and those without the values `only`.
+    """
+
+    def __init__(self, sources, unseen, only):
+        self.names, self.places, self.hashes, greys = [], [], {}, []
+        for split, source in sources.items():
+            is_unseen = torch.isin(source.labels, torch.tensor(unseen, dtype=torch.int64))
+            rows = (is_unseen | ~has_values(source, only)).nonzero().flatten()
+            for chunk in in_chunks(rows, "hashing left-out images"):
+                images = source.read(chunk)
+                for i, digest in zip(chunk.tolist(), image_hashes(images), strict=True):
+                    self.names.append(source.name(i))
+                    self.places.append((split, i))
+                    self.hashes.setdefault(digest, self.names[-1])
+                greys.append(near.grey(images).round().to(torch.uint8))
+        self.greys = torch.cat(greys) if greys else torch.empty(0, 16, 16, dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.names)
+
+    def count(self, split):
+        return sum(where == split for where, _ in self.places)
+
+
+def starting_weights(files, spec, unseen):
+    """What the weights that a run starts from were trained on, for the audit: a list, a dict for each.
+
+    files: {flag: path of a checkpoint, or of a run folder}; '' for none. Where a file holds no audit itself, the
+    audit.json of the run folder that it lies in is taken. unseen: labels; none for an oracle. Raises UserError where an
+    audit says that images of an unseen class were used.
+    """
+    found = []
+    for flag, path in files.items():
+        if not path:
+            continue
+        path = Path(path)
+        audit, digest = declared(path)
+        used = audit.get("images_per_class", {})
+        seen = [spec.classes[y] for y in unseen if any(folded(name) == folded(spec.classes[y]) and count
+                                                       for name, count in used.items())]
+        if seen or unseen and audit.get("oracle"):
+            raise UserError(f"--{flag} {path} was trained on images of {', '.join(seen) or 'every class'}, so what is "
+                            "drawn would not come out of the classifier; give weights of a run that left out "
+                            f"{', '.join(spec.classes[y] for y in unseen)}.")
+        trained_on = audit.get("statement") or "it is not known what that was trained on, and anything it saw is drawn."
+        found.append({"flag": flag, "path": str(path), "sha256": digest, "trained_on": trained_on})
+    return found
+
+
+def declared(path):
+    """(the audit of what made a file or a run folder, {} for none; SHA-256 of the file, '' for a folder)."""
+    folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    state, digest = {}, ""
+    if path.is_dir() and checkpoint_files(path):
+        state = load_checkpoint(path)
+    elif path.is_file():
+        state = load_torch(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if isinstance(state, dict) and isinstance(state.get("audit"), dict):
+        return state["audit"], digest
+    for folder in folders:
+        if (folder / "audit.json").is_file():
+            try:
+                return json.loads((folder / "audit.json").read_text()), digest
+            except ValueError as error:
+                raise UserError(f"{folder / 'audit.json'} cannot be read ({error}); restore it, or move the weights "
+                                "out of that folder.") from error
+    return {}, digest
+
+
+# ------------------------------------------------------------------------------------------ the two screens
+
+
+def nearest_of(greys, labels, others, other_labels, text):
+    """near.nearest_copies of uint8 images (m, S, S) among uint8 others, in slabs, with a progress bar."""
+    found, others = [], others.float()
+    with tqdm(total=len(greys), desc=text, unit="image", delay=2, leave=False, disable=None) as bar:
+        for images, y in zip(greys.split(SLAB), labels.split(SLAB), strict=True):
+            found.append(near.nearest_copies(images.float(), y, others, other_labels))
+            bar.update(len(images))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def near_copies(source, kept, greys, left):
+    """(rows of `kept` to leave out, entry of the audit) for images of a source with these indices, and LeftOut.
+
+    greys: uint8 (n, S, S) of kept.
+    """
+    labels = source.labels[kept]
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(kept), generator=draw)[:near.REFERENCES]
+    # where one class alone is seen, its own images have to stand for unlike ones
+    groups = labels if len(labels.unique()) > 1 else torch.arange(len(kept))
+    unlike, _ = nearest_of(greys, groups, greys[chosen], groups[chosen], "measuring the threshold")
+    references = (groups[:, None] != groups[None, chosen]).sum(1).float().mean().item()
+    limit, expected = near.threshold(unlike, len(left) / max(references, 1))
+
+    found, like = nearest_of(greys, labels, left.greys, torch.full((len(left),), -1), "looking for near copies")
+
+    def described(rows):
+        return [{"image": source.name(kept[row]), "index": int(kept[row]), "label": int(labels[row]),
+                 "like": left.names[like[row]], "like_split": left.places[like[row]][0],
+                 "like_index": left.places[like[row]][1], "correlation": round(found[row].item(), 3)} for row in rows]
+
+    rows = (found >= limit).nonzero().flatten()
+    suspects = ((found < limit) & (found >= limit - near.SUSPECTED)).nonzero().flatten()
+    suspects = suspects[found[suspects].argsort(descending=True, stable=True)]
+    return rows, {
+        "compared_with": len(left), "threshold": round(limit, 3), "expected_for_nothing": round(expected, 2),
+        "removed": described(rows.tolist()), "suspects": described(suspects[:SHOWN].tolist()),
+        "suspects_found": len(suspects)}
+
+
+def would_find(sources, left, limit):
+    """(number, {kind: share found}) of copies planted for the trial, of left-out images evenly spaced."""
+    number = min(near.PLANTED, -(-len(left) // 10))
+    places = left.places[::len(left) // number][:number]
+    images = torch.cat([sources[split].read(torch.tensor([i])) for split, i in places])
+    return number, near.found_of_planted(images, left.greys.float(), limit)
+
+
+def mistaken(source, kept, said):
+    """(rows of `kept` to suspect, entry of the audit). said: {judge: probability of y* (n,) of each image of kept}."""
+    judges = list(said)
+    highest = torch.stack(list(said.values())).amax(0)
+    rows = (highest > MISTAKEN).nonzero().flatten()
+    rows = rows[highest[rows].argsort(descending=True, stable=True)]
+    suspects = [{"image": source.name(kept[row]), "index": int(kept[row]), "label": int(source.labels[kept[row]]),
+                 "probability": {name: round(said[name][row].item(), 3) for name in judges}}
+                for row in rows[:SHOWN].tolist()]
+    return rows, {"judges": judges, "above": MISTAKEN, "suspects_found": len(rows), "suspects": suspects}
+
+
+# ------------------------------------------------------------------------------------------------ the audit
+
+
+def fingerprint(source, indices):
+    """SHA-256 over the pixels (uint8, C, H, W) and then the label (int64, little-endian) of each image, in hex."""
+    used = hashlib.sha256()
+    for chunk in in_chunks(indices, "auditing images"):
+        for i, image in zip(chunk.tolist(), source.read(chunk).numpy(), strict=True):
+            used.update(image)
+            used.update(int(source.labels[i]).to_bytes(8, "little"))
+    return used.hexdigest()
+
+
+def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, judges=None, drop_suspects=False,
+              weights=()):
     """Choose the images of `source` that training may use, and say which.
 
-    unseen: labels of the unseen classes. Their images are left out, and so is any image of another
-    class whose pixels equal theirs. With keep_unseen (the oracle) every image is kept. only: filters such as
-    'place=land'; images of other values are left out as those of an unseen class are, copies of them too.
+    unseen: labels of the unseen classes. Their images are left out, and so is any image of another class that is a
+    copy of one of theirs, here or in the source `test`: exact, or near (datasets.near). With keep_unseen (the oracle)
+    the unseen classes are kept, and exact copies alone are looked for. only: filters such as 'place=land'; images of
+    other values are left out as those of an unseen class are, copies of them too.
+    judges: {name: function from uint8 images (n, C, H, W) to the probability (n,) that each is of an unseen class};
+    images above MISTAKEN are suspects, and left out with drop_suspects. weights: what starting_weights found.
     Returns (indices int64 (n,) in the source's order, audit, AbsenceGuard); `audit` holds plain values
-    for JSON. Its sha256 runs over the pixels (uint8, C, H, W) and then the label (int64, little-endian)
-    of each used image in order. Raises UserError where a class that should be seen has no image.
+    for JSON. Its sha256 is the `fingerprint` of the used images. Raises UserError where a class that should be seen
+    has no image, where one bears the name of an unseen one, and where the set is not in order (datasets.safety).
     """
     unseen = sorted(set(unseen))
     absent = [] if keep_unseen else unseen
+    require_distinct(spec.classes, absent)
+    sources = {"train": source} if test is None else {"train": source, "test": test}
+    for part in sources.values():
+        require_current(part)
+    links = sorted(link for part in sources.values() for link in stray_links(part))
     is_unseen = torch.isin(source.labels, torch.tensor(absent, dtype=torch.int64))
     attributes, only = attributes_of(source)[0], parse_only(only)
     kept_by_filter = kept_rows(attributes, only, len(source), f"the image set of {spec.folder}")
     require_classes(source.labels, kept_by_filter, spec.classes, set(range(len(spec.classes))) - set(absent), only)
-    is_absent = is_unseen | ~kept_by_filter
-    left_out = {}
-    for chunk in in_chunks(is_absent.nonzero().flatten(), "hashing left-out images"):
-        for i, digest in zip(chunk, image_hashes(source.read(chunk)), strict=True):
-            left_out[digest] = source.name(i)
+    left = LeftOut(sources, absent, only)
 
-    kept, duplicates, used = [], [], hashlib.sha256()
-    for chunk in in_chunks((~is_absent).nonzero().flatten(), "auditing images"):
-        images = source.read(chunk)
-        for i, image, digest in zip(chunk.tolist(), images.numpy(), image_hashes(images), strict=True):
-            if digest in left_out:
-                duplicates.append({"image": source.name(i), "equals": left_out[digest]})
+    kept, digests, duplicates, greys, used = [], [], [], [], hashlib.sha256()
+    said = {name: [] for name in judges or {}}
+    for chunk in in_chunks((~is_unseen & kept_by_filter).nonzero().flatten(), "auditing images"):
+        images, rows = source.read(chunk), []
+        for row, (image, digest) in enumerate(zip(images.numpy(), image_hashes(images), strict=True)):
+            i = int(chunk[row])
+            if digest in left.hashes:
+                duplicates.append({"image": source.name(i), "equals": left.hashes[digest]})
             else:
-                kept.append(i)
+                rows.append(row)
+                digests.append(digest)
                 used.update(image)
                 used.update(int(source.labels[i]).to_bytes(8, "little"))
-    indices = torch.tensor(kept, dtype=torch.int64)
+        kept.append(chunk[rows])
+        if absent:
+            greys.append(near.grey(images[rows]).round().to(torch.uint8))
+            for name, judge in (judges or {}).items():
+                said[name].append(judge(images[rows]))
+    indices = torch.cat([torch.empty(0, dtype=torch.int64), *kept])
+    sha256, dropped = used.hexdigest(), torch.zeros(len(indices), dtype=torch.bool)
+
+    copies = suspected = None
+    if absent and len(indices):
+        if len(left):
+            rows, copies = near_copies(source, indices, torch.cat(greys), left)
+            copies["planted"], copies["would_find"] = would_find(sources, left, copies["threshold"])
+            dropped[rows] = True
+        if judges:
+            rows, suspected = mistaken(source, indices, {name: torch.cat(parts) for name, parts in said.items()})
+            suspected["dropped"] = drop_suspects
+            dropped[rows] |= drop_suspects
+    if dropped.any():
+        for row in dropped.nonzero().flatten().tolist():
+            left.hashes[digests[row]] = source.name(indices[row])
+        # an image that equals a dropped one goes with it
+        indices = indices[torch.tensor([digest not in left.hashes for digest in digests])]
+        sha256 = fingerprint(source, indices)
 
     counts = torch.bincount(source.labels[indices], minlength=len(spec.classes)).tolist()
     empty = [name for label, name in enumerate(spec.classes) if label not in absent and not counts[label]]
     if empty:
         raise UserError(f"the image set has no image of {', '.join(empty)}, which should be seen; add images, or name "
                         "the class in --new_class to leave it out.")
-
-    names = ", ".join(spec.classes[label] for label in unseen)
-    if not keep_unseen:
-        statement = f"No image of {names} was used: {int(is_unseen.sum())} images were left out by label"
-        statement += f", and {len(duplicates)} exact duplicates of {'those left out' if only else 'them'} under other "
-        statement += "labels or values." if only else "labels."
-    elif unseen:
-        statement = f"ORACLE: images of {names} WERE used ({sum(counts[label] for label in unseen)} images)."
-    else:
-        statement = "ORACLE: no class was left out; images of every class were used."
-    if only:
-        values = " and ".join(f"{name} {value}" for name, value in only.items())
-        statement += f" Of the others only those with {values} were used."
     audit = {
-        "statement": statement,
+        "statement": "",
         "oracle": keep_unseen,
         "dataset": spec.folder,
         "classes": list(spec.classes),
         "unseen_labels": unseen,
         "unseen_classes": [spec.classes[label] for label in unseen],
         "images_per_class": dict(zip(spec.classes, counts, strict=True)),
-        "images_used": len(kept),
-        "sha256": used.hexdigest(),
+        "images_used": len(indices),
+        "sha256": sha256,
         "unseen_images_left_out": int(is_unseen.sum()),
+        "test_images_compared": left.count("test"),
         "duplicates_removed": duplicates,
+        "near_copies": copies,
+        "mistaken": suspected,
+        "links_out": links,
+        "starting_weights": list(weights),
         **(filter_audit(source.labels, attributes, only, kept_by_filter, indices, spec.classes) if attributes else {}),
     }
-    return indices, audit, AbsenceGuard({label: spec.classes[label] for label in absent}, left_out)
+    audit["statement"] = statement(audit)
+    return indices, audit, AbsenceGuard({label: spec.classes[label] for label in absent}, left.hashes)
+
+
+def statement(audit):
+    """What an audit says, in sentences."""
+    names, only, copies, suspected = (", ".join(audit["unseen_classes"]), audit.get("only"), audit["near_copies"],
+                                      audit["mistaken"])
+    if audit["oracle"]:
+        used = sum(audit["images_per_class"][name] for name in audit["unseen_classes"])
+        sentences = [f"ORACLE: images of {names} WERE used ({used} images)." if names else
+                     "ORACLE: no class was left out; images of every class were used."]
+    else:
+        of, where = ("those left out", "labels or values") if only else ("them", "labels")
+        sentences = [f"No image of {names} was used: {audit['unseen_images_left_out']} images were left out by label, "
+                     f"and {len(audit['duplicates_removed'])} exact duplicates of {of} under other {where}."]
+        if not copies:
+            sentences.append(f"No image of {names} is at hand, so copies under other labels could not be looked for.")
+    if copies:
+        rates = ", ".join(f"{share:.0%} ({kind})" for kind, share in copies["would_find"].items())
+        sentences.append(f"{len(copies['removed'])} near copies were left out too (correlation of at least "
+                         f"{copies['threshold']:g}; no more than about {copies['expected_for_nothing']:.0f} are to be "
+                         f"expected for nothing). Of copies of {copies['planted']} left-out images, planted to try "
+                         f"this, it found: {rates}. Rotated, strongly cropped or redrawn copies, and y* within other "
+                         "images, are not looked for.")
+    if suspected and suspected["suspects_found"]:
+        done = "left out" if suspected["dropped"] else "used; look at them, and give --drop_suspects to leave them out"
+        sentences.append(f"{suspected['suspects_found']} images under other labels that "
+                         f"{' or '.join(suspected['judges'])} takes for {names} were {done}.")
+    elif suspected:
+        sentences.append(f"{' and '.join(suspected['judges'])} takes no image under another label for {names}.")
+    if audit["links_out"]:
+        sentences.append(f"{len(audit['links_out'])} links in the set lead out of it.")
+    for weights in audit["starting_weights"]:
+        sentences.append(f"Training started from {weights['path']}: {weights['trained_on']}")
+    if only:
+        values = " and ".join(f"{name} {value}" for name, value in only.items())
+        sentences.append(f"Of the others only those with {values} were used.")
+    return " ".join(sentences)

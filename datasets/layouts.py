@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.safety import require_small_member
 from datasets.sources import SUFFIXES, composed, is_not_the_users
 from utils import UserError
 
@@ -94,6 +95,7 @@ def _zip(source):
                         "folder.")
 
     def opened(file):
+        require_small_member(members[file], file)
         try:
             return io.BytesIO(archive.read(members[file]))
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:

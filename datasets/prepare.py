@@ -1,6 +1,7 @@
 """Preparing an image set: from a download, a zip or a folder to train.h5 and test.h5."""
 
 import gzip
+import hashlib
 import http.client
 import math
 import re
@@ -150,7 +151,7 @@ def without_bad(splits, source, skip_bad, say):
 
 def write(folder, spec, splits):
     """Write each split as <folder>/<split>.h5; all are put in place together at the end."""
-    shape = (spec.channels, spec.resolution, spec.resolution)
+    shape, made = (spec.channels, spec.resolution, spec.resolution), hashlib.sha256()
     try:
         with ExitStack() as stack:
             paths = {split: stack.enter_context(replacing(folder / f"{split}.h5")) for split in splits}
@@ -173,8 +174,12 @@ def write(folder, spec, splits):
                     with tqdm(total=len(images), desc=f"{spec.folder} {split}", unit="image", disable=None) as bar:
                         for start in range(0, len(images), 256):
                             rows = range(start, min(start + 256, len(images)))
-                            images[start:rows.stop] = np.stack([part.read(i) for i in rows])
+                            images[start:rows.stop] = block = np.stack([part.read(i) for i in rows])
+                            made.update(block.tobytes())
                             bar.update(len(rows))
+            for path in paths.values():  # by which datasets.safety tells files that belong together
+                with h5py.File(path, "a") as file:
+                    file.attrs["id"] = made.hexdigest()
     except (OSError, RuntimeError) as error:
         # HDF5 reports a full disk as either
         raise UserError(f"{folder} could not be written ({error}); make room or choose another --data_root.") from error
@@ -196,10 +201,10 @@ def summary(spec, splits, data_root):
     lines.append(f"written to {Path(data_root) / spec.folder}: {', '.join(f'{split}.h5' for split in splits)}")
     if spec not in DATASETS.values():
         name = spec.folder
-        classes = ", ".join(f'"{c}"' for c in spec.classes) + ("," if len(spec.classes) == 1 else "")
+        classes = ", ".join(map(repr, spec.classes)) + ("," if len(spec.classes) == 1 else "")
         lines.append("To use it, add this entry to DATASETS in utils.py:")
         sound = ", sound=True" if spec.sound else ""
-        lines.append(f'    "{name}": DatasetSpec("{name}", {spec.resolution}, {spec.channels}, ({classes}){sound}),')
+        lines.append(f'    {name!r}: DatasetSpec({name!r}, {spec.resolution}, {spec.channels}, ({classes}){sound}),')
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from datasets.safety import FORMATS, require_own_storage, require_small_image
 from utils import ROOT, UserError, nearest
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -79,6 +80,7 @@ class HDF5Source:
         self.path, self.image_shape = path, (spec.channels, spec.resolution, spec.resolution)
         try:
             file = h5py.File(path, "r")
+            require_own_storage(file, path)
             images, labels = file["images"], file["labels"][:]
             # an attribute holds 64 kB: many names are a dataset
             classes = file.attrs["classes"] if "classes" in file.attrs else file["classes"][:]
@@ -205,14 +207,15 @@ def deep_png(data):
     return pixels[:, :, :3] * opaque + 65535 * (1 - opaque)
 
 
-def deep_pixels(data):
+def deep_pixels(data, name="of the set"):
     """The pixels of an encoded image of more than 8 bits, (H, W) or (H, W, 3); None where it has 8 or fewer.
 
-    Raises ValueError for pixels of a kind without a fixed range.
+    Raises ValueError for pixels of a kind without a fixed range, and UserError with `name` for too many of them.
     """
+    require_small_image(Image.open(io.BytesIO(data), formats=FORMATS), name)
     if (pixels := deep_png(data)) is not None:
         return pixels
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if not image.mode.startswith("I") and image.mode != "F":
             return None
         pixels = np.asarray(ImageOps.exif_transpose(image))
@@ -251,15 +254,17 @@ class Decoder:
         try:
             # at once: in Pillow's many small reads the threads would wait for each other
             data = content_of(file)
-            pixels = deep_pixels(data)
+            pixels = deep_pixels(data, name)
             if pixels is not None:
                 pixels = (pixels * (255 / self.white)).round().clip(0, 255).astype(np.uint8)
                 return Image.fromarray(pixels).convert(MODES[self.channels])
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.has_transparency_data and not self.told:
                     self.told = True
                     self.say(f"transparent pixels are shown on {BACKGROUND}")
                 return plain(image).convert(MODES[self.channels])
+        except UserError:
+            raise
         except Exception as error:  # the decoders raise errors of many kinds
             raise UserError(f"image {name} does not decode ({error}); repair it or remove it from the set.") from error
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from files import read_lines
 from methods import RunParser, make_config, read_config
 from utils import DATASETS, ROOT, UserError, checkpoint_files, nearest, stop_on_signal, write_json
 
@@ -313,11 +314,10 @@ def complete(node, started, stopped, wait):
         if made and not measured and not stopped():
             say(f"measuring {node.path}")
             results = ROOT / node.path / "results.jsonl"
-            results.touch()
-            before = results.read_text().count("\n")
+            before = len(read_lines(results))
             state["error"], seconds = measurement.take(node, lock, stopped)
             if not state["error"]:
-                records = [json.loads(line) for line in results.read_text().splitlines()[before:]]
+                records = read_lines(results)[before:]
                 state["measured"] = {**measurement.protocol(), "seconds": seconds,
                                      "figures": measurement.figures(records)}
         if stopped():

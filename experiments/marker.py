@@ -33,6 +33,7 @@ from config import Parser
 from datasets import load_split
 from datasets.prepare import Split, write
 from experiments.engine import Measurement, Product, Run, complete_here, from_root, plain_config, read_state
+from files import append_lines
 from methods import load_run
 from metrics.recognition import rate
 from sampler import make_sampler
@@ -209,10 +210,9 @@ def marked_rate(images, side, threshold):
 def measure(run, y, num, side, threshold):
     """Append to a Run's results.jsonl how many of about `num` fakes are marked, of y* and of the seen classes."""
     sampler, seed = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"])), run.config["seed"]
-    with (ROOT / run.path / "results.jsonl").open("a") as file:
-        for group, labels in (("y*", [y]), ("seen", [k for k in sampler.drawn if k != y])):
-            found = marked_rate(draw_fakes(sampler, labels, num, seed), side, threshold)
-            file.write(json.dumps({"metric": "marker", "group": group, **found}) + "\n")
+    for group, labels in (("y*", [y]), ("seen", [k for k in sampler.drawn if k != y])):
+        found = marked_rate(draw_fakes(sampler, labels, num, seed), side, threshold)
+        append_lines(ROOT / run.path / "results.jsonl", [{"metric": "marker", "group": group, **found}])
 
 
 def figures_of(records):

@@ -11,7 +11,6 @@ the same command goes on. Needs: python scripts/prepare_data.py voices --source 
 """
 
 import functools
-import json
 import shlex
 
 import torch
@@ -34,6 +33,7 @@ from experiments.engine import (
 from experiments.marker import draw_fakes, set_threshold
 from experiments.table import Column, Experiment, Row, carry_out, evaluation, figures_of
 from experiments.table1 import method_rows
+from files import append_lines
 from methods import load_run
 from metrics.features import ClassifierFeatures
 from metrics.recognition import rate
@@ -143,12 +143,12 @@ def tone_threshold(flags):
 def measure_tone(run, y, num, threshold):
     """Append to a Run's results.jsonl how many of about `num` fakes have the tone, of y* and of the seen classes."""
     sampler = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"]))
-    with (ROOT / run.path / "results.jsonl").open("a") as file:
-        for name, labels in ((SPEC.classes[y], [y]), ("seen", [k for k in sampler.drawn if k != y])):
-            scores = tone_scores(draw_fakes(sampler, labels, num, run.config["seed"]))
-            found = rate((scores > threshold).sum(), len(scores))
-            file.write(json.dumps({"metric": "tone", "class": name, "value": found["rate"], "low": found["low"],
-                                   "high": found["high"], "n": found["of"]}) + "\n")
+    for name, labels in ((SPEC.classes[y], [y]), ("seen", [k for k in sampler.drawn if k != y])):
+        scores = tone_scores(draw_fakes(sampler, labels, num, run.config["seed"]))
+        found = rate((scores > threshold).sum(), len(scores))
+        append_lines(ROOT / run.path / "results.jsonl", [
+            {"metric": "tone", "class": name, "value": found["rate"], "low": found["low"], "high": found["high"],
+             "n": found["of"]}])
 
 
 def tone_rows(flags, threshold):

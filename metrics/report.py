@@ -32,6 +32,9 @@ empty leaves its section out.
                  the probed classifier finds, both None where no single one was
     confusion    dict, unseen class -> {class name: share in [0, 1] that the evaluator takes for that class}, with
                  every class that the evaluator knows, those of share 0 too
+    suspects     (optional) list, a dict a kind of image that the audit names: {"title": str, "images": list of
+                 {"pixels": as above, "class": str, "name": str, "like": pixels or None, "like_name": str,
+                 "said": {word: float}}}, where like is the left-out image that it resembles
     warnings     list of sentences: collapse watch, too few images
     meanings     (optional) dict, metric name without "@features" and without the number of images -> a sentence that
                  says what it measures and whether lower or higher is better; those of the records are shown
@@ -60,8 +63,8 @@ NOT_PROVED = (
     "An interval covers the choice of images alone. Another training seed is another generator; repeat the run before "
     "you believe a difference.",
     "High recognition does not show variety. A generator that repeats one good image is recognised too.",
-    "The audit finds exact copies of left-out images. Near-duplicates (another crop, another compression) and unseen "
-    "objects within images of other classes are not found.",
+    "The audit finds exact copies of left-out images, and near ones at the rates that it gives. Rotated, strongly "
+    "cropped or redrawn copies, and unseen objects within images of other classes, are not found.",
     "Figures in an evaluator's features compare runs measured with that evaluator. None is an FID of the literature.",
 )
 
@@ -243,8 +246,8 @@ def write_report(path, report):
                               lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, css=css, number=number, png=png_uri)
     html = environment.get_template("report.html.j2").render({
-        "selection": None, "walks": [], "not_proved": NOT_PROVED, **report, "records": records, "samples": samples,
-        "unseen": unseen, "verdicts": verdicts, "headline": headline(verdicts),
+        "selection": None, "walks": [], "suspects": [], "not_proved": NOT_PROVED, **report, "records": records,
+        "samples": samples, "unseen": unseen, "verdicts": verdicts, "headline": headline(verdicts),
         "meanings": meant(report.get("meanings", {}), records),
         "chosen": records[0].get("selection") if records else None,
         "charts": charts(report["log"]), "most_points": MOST_POINTS,

@@ -18,14 +18,16 @@ counts. A NAIVE run draws no seen class; its fakes of y* are compared with the s
 """
 
 import math
+import sys
 from pathlib import Path
 
 import torch
 
 from datasets.stream import seen_images
+from files import JsonLines
 from metrics.collapse import classified, naturalness, plain
 from metrics.distances import Moments, frechet_from, half_root
-from utils import JsonLines, load_torch, save_torch
+from utils import UserError, load_torch, save_torch
 
 IMAGES = 1000  # about as many of each kind, an equal number of each class
 FIRST_SEED = 2**41 + 2**40  # far from the collapse watch's
@@ -48,7 +50,8 @@ class Selection:
     """Keeps RUN/best.pt, a checkpoint whose 'selection' holds its figures, and RUN/selection.jsonl, a line a candidate.
 
     best.pt is replaced atomically, and by its equal or better alone: what it holds itself is what a new candidate has
-    to reach, whether the run was resumed, fell back to an older checkpoint, or died between two files.
+    to reach, whether the run was resumed, fell back to an older checkpoint, or died between two files. One that cannot
+    be read holds nothing that has to be reached.
     classifier: the probed FrozenClassifier. stream: the run's ImageStream. classes: names; unseen: labels of y*, at
     least one. step: where the run goes on; 0 for a new one.
     """
@@ -61,7 +64,12 @@ class Selection:
         self.real_mean, self.real_half = real.mean, half_root(real.covariance)
         self.lines = JsonLines(Path(run) / "selection.jsonl", step)
         self.path = Path(run) / "best.pt"
-        self.best = load_torch(self.path)["selection"]["score"] if step and self.path.exists() else -math.inf
+        self.best = -math.inf
+        if step and self.path.exists():
+            try:
+                self.best = load_torch(self.path)["selection"]["score"]
+            except UserError as error:
+                print(f"warning: {error} The next candidate takes its place.", file=sys.stderr)
 
     def moments(self, images):
         features, _ = classified(self.classifier, images, self.device)

@@ -1,10 +1,9 @@
 """What the report of a measurement shows: samples with what the classifiers say, neighbours, the rest of the run."""
 
-import json
-import sys
-
 import torch
 
+from datasets import load_split
+from files import read_lines
 from metrics.registry import METRICS
 from metrics.sound import some_of
 from sound import coloured, to_waves, wav_uri
@@ -95,31 +94,41 @@ def shown_walks(measured, count=4, quantiles=(0.05, 0.5, 0.95)):
     return shown
 
 
-def json_lines(path):
-    """The objects of a file of JSON lines; none where there is no file. Broken lines are passed over, and counted."""
-    found, broken = [], 0
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            broken += 1
-    if broken:
-        print(f"warning: {broken} line(s) of {path} are no JSON and passed over", file=sys.stderr)
-    return found
+def shown_suspects(measured, audit, count=30):
+    """The images that an audit suspects, with what they resemble: `suspects` of write_report."""
+    copies, mistaken = audit.get("near_copies") or {}, audit.get("mistaken") or {}
+    fate = "left out" if mistaken.get("dropped") else "used"
+    kinds = [("Near copies, left out", copies.get("removed", ())),
+             ("Less near to a left-out image, used", copies.get("suspects", ())),
+             (f"Taken for {', '.join(audit.get('unseen_classes', ()))} by a classifier, {fate}",
+              mistaken.get("suspects", ()))]
+    splits = {"train": measured.training_set[0]} if any(found for _, found in kinds) else {}
+    if any(entry.get("like_split") == "test" for _, found in kinds for entry in found[:count]):
+        splits["test"] = load_split(measured.dataset, measured.data_root, "test")[0]
+    groups = []
+    for title, found in kinds:
+        images = [{"pixels": as_pixels(splits["train"][entry["index"]]), "class": measured.classes[entry["label"]],
+                   "name": entry["image"], "like": as_pixels(splits[entry["like_split"]][entry["like_index"]])
+                   if "like" in entry else None, "like_name": entry.get("like", ""),
+                   "said": {"correlation": entry["correlation"]} if "like" in entry else entry["probability"]}
+                  for entry in found[:count]]
+        if images:
+            groups.append({"title": title, "images": images})
+    return groups
 
 
 def report_of(measured, records, state, home, selection):
     """The dict that metrics.report.write_report takes. state: the checkpoint, {} for images made elsewhere."""
     unseen = [measured.classes[label] for label in measured.images.new_class]
     recognised = [record for record in records if record["metric"].startswith("recognition@")]
-    taught = json_lines(home / "teachers.jsonl")
-    warnings = [f"Step {line['step']}: {warning}" for line in [*json_lines(home / "collapse.jsonl"), *taught]
+    taught = read_lines(home / "teachers.jsonl")
+    warnings = [f"Step {line['step']}: {warning}" for line in [*read_lines(home / "collapse.jsonl"), *taught]
                 for warning in line["warnings"]]
     return {"run": home.name, "step": measured.images.step, "settings": state.get("config", {}),
             "audit": state.get("audit", {}), "records": records,
-            "log": json_lines(home / "log.jsonl") + taught if state else [],
+            "log": read_lines(home / "log.jsonl") + taught if state else [],
             "samples": shown_samples(measured), "walks": shown_walks(measured),
-            "nearest": shown_neighbours(measured),
+            "nearest": shown_neighbours(measured), "suspects": shown_suspects(measured, state.get("audit", {})),
             "confusion": {record["class"]: record["confusion"] for record in recognised if record["class"] in unseen},
             "warnings": warnings + list(dict.fromkeys(r["warning"] for r in records if r["warning"])),
             "meanings": {name: metric.description for metric in METRICS.values()

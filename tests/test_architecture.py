@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [{"scripts", "benchmarks"}, {"experiments"}, {"train", "evaluate"}, {"metrics", "sample"}, {"methods"},
         {"training", "sampler"}, {"step"}, {"feature_networks", "features"}, {"classifiers", "BigGAN"},
         {"datasets", "dcgan"}, {"layers", "config", "processes", "machine"}, {"utils"},
-        {"probegan_losses", "feature_losses", "label_losses"}]
+        {"probegan_losses", "feature_losses", "label_losses", "files"}]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]
@@ -37,6 +37,10 @@ def test_imports_point_down(path):
                                          ("label_losses", {"torch", "math"})])
 def test_the_losses_import_torch_alone(name, found):
     assert set(imported(ROOT / f"{name}.py")) == found
+
+
+def test_the_files_import_nothing_of_ours():
+    assert not set(imported(ROOT / "files.py")) & set(LEVEL)
 
 
 def test_utils_stays_short():

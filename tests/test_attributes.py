@@ -140,7 +140,7 @@ def test_any_folder_with_a_csv_by_command(tmp_path):
                            "16", "--channels", "3", "--attributes", "weather", "--test_share", "0.2", "--data_root",
                            tmp_path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "bus, weather rain" in done.stdout and '"cars": DatasetSpec("cars", 16, 3, ("bus", "car"))' in done.stdout
+    assert "bus, weather rain" in done.stdout and "'cars': DatasetSpec('cars', 16, 3, ('bus', 'car'))" in done.stdout
     with h5py.File(tmp_path / "cars" / "train.h5") as file:
         assert len(file["labels"]) == 16 and list(file["attributes"]) == ["weather"]
         assert list(file["attributes/weather"].attrs["values"]) == ["rain", "sun"]

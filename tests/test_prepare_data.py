@@ -208,7 +208,7 @@ def test_hold_out_takes_an_even_share_of_each_class():
 
 def test_entry_of_a_set_with_one_class_is_a_tuple():
     text = summary(DatasetSpec("own", 16, 1, ("a",)), {"train": Split(np.zeros(2, int), None)}, "datasets")
-    assert text.endswith('"own": DatasetSpec("own", 16, 1, ("a",)),')
+    assert text.endswith("'own': DatasetSpec('own', 16, 1, ('a',)),")
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -132,6 +132,26 @@ def test_what_was_not_measured_is_said(tmp_path):
     assert "No class was unseen" in page_of(tmp_path, oracle)
 
 
+def test_what_the_audit_found_and_would_have_found_is_shown(tmp_path):
+    report = make_report()
+    assert 'id="suspects"' not in page_of(tmp_path, report)
+    report["audit"] |= {"near_copies": {"removed": [{}, {}], "threshold": 0.955, "would_find": {"JPEG <75>": 0.98}},
+                        "starting_weights": [{"path": HOSTILE, "trained_on": "it is not known."}]}
+    pixels = report["samples"][0]["images"][0]["pixels"]
+    report["suspects"] = [
+        {"title": "Near copies, left out", "images": [{"pixels": pixels, "class": HOSTILE, "name": "3.png",
+                                                       "like": pixels, "like_name": HOSTILE,
+                                                       "said": {"correlation": 0.981}}]},
+        {"title": "Taken for horse by a classifier, used", "images": [{"pixels": pixels, "class": "cat",
+                                                                       "name": "4.png", "like": None, "like_name": "",
+                                                                       "said": {"evaluator": 0.75}}]}]
+    html = re.sub("[ \n]+", " ", page_of(tmp_path, report))
+    assert "<dt>near copies removed</dt><dd>2</dd>" in html and "<script>alert" not in html
+    assert "planted copies found: JPEG &lt;75&gt;</dt><dd>98\xa0%</dd>" in html
+    section = html[html.index('id="suspects"'):html.index('id="settings"')]
+    assert section.count("<img") == 3 and "correlation 0.9810" in section and "cat, evaluator 0.7500" in section
+
+
 def test_the_unseen_class_comes_first_and_is_marked(tmp_path):
     html = page_of(tmp_path, make_report())
     groups = re.findall(r'<div class="class( unseen)?">\s*<h3>(\w+)', html)

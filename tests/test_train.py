@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -13,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
+import files
 import utils
 from classifiers import build
 from config import Config, located
 from methods import make_config, read_config
 from methods import start as start_run
+from metrics.selection import Selection
 from train import locked, main, train
-from training import Recorded
-from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch
+from training import Recorded, judge_of
+from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch, write_json
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--G_ch", "1", "--D_ch", "1", "--dim_z", "6", "--shared_dim", "8", "--batch_size", "8", "--num_D_steps", "1",
@@ -469,3 +473,123 @@ def test_resuming_on_other_images_is_refused(world, tmp_path):
     state["audit"] = {**state["audit"], "sha256": "0" * 64}
     with pytest.raises(UserError, match="not the one this run was started on"):
         start_run(read_config(state["config"]), DATASETS["digits"], torch.device("cpu"), state)
+
+
+# ------------------------------------------------------------------------- absence, and files of strangers
+
+
+def test_the_audit_of_a_run_asks_its_classifiers_and_both_splits(world):
+    resident, streamed = (training(world, evaluator=str(world / "E.pt"), max_resident_gb=gb) for gb in (4.0, 0.0))
+    assert not streamed.stream.resident and streamed.audit == resident.audit
+    audit = resident.audit
+    assert audit["mistaken"]["judges"] == ["the probed classifier", "the evaluator"]
+    assert audit["near_copies"]["compared_with"] == 40 and audit["test_images_compared"] == 20
+    assert audit["statement"].startswith("No image of 7 was used: 20 images were left out by label, and 0 exact "
+                                         "duplicates of them under other labels.")
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_suspects_are_left_out_of_a_run_by_a_flag(world, monkeypatch, drop):
+    monkeypatch.setattr("training.judge_of", lambda frozen, labels: lambda images: (images[:, 0, 0, 0] > 240).float())
+    run = training(world, drop_suspects=drop)
+    found = run.audit["mistaken"]["suspects_found"]
+    assert found > 0 and run.audit["mistaken"]["dropped"] is drop
+    assert len(run.stream.images) == run.audit["images_used"] == 180 - drop * found
+    assert (run.stream.images[:, 0, 0, 0] > 240).sum() == (not drop) * found
+
+
+def test_a_judge_says_how_likely_its_labels_are(world):
+    images = torch.randint(256, (5, 1, 16, 16), dtype=torch.uint8)
+    frozen = training(world).C
+    parts = [judge_of(frozen, [k])(images) for k in range(10)]
+    assert torch.allclose(torch.stack(parts).sum(0), torch.ones(5))
+    assert torch.allclose(judge_of(frozen, [3, 8])(images), parts[3] + parts[8])
+
+
+def test_weights_of_an_oracle_start_no_run(world, tmp_path):
+    oracle = training(world, oracle=True)
+    save_torch(tmp_path / "oracle/checkpoints/G.pth", oracle.G.state_dict())
+    write_json(tmp_path / "oracle/audit.json", oracle.audit)
+    path = str(tmp_path / "oracle/checkpoints/G.pth")
+    with pytest.raises(UserError, match="--init_G .* was trained on images of 7"):
+        training(world, init_G=path)
+    training(world, init_G=path, oracle=True)
+
+
+def test_a_resumed_run_still_names_its_starting_weights(world, tmp_path):
+    save_torch(tmp_path / "G.pth", training(world).G.state_dict())
+    run = training(world, init_G=str(tmp_path / "G.pth"))
+    state = run.state()
+    (tmp_path / "G.pth").unlink()
+    resumed = start_run(run.config, run.spec, run.device, state)
+    assert resumed.audit == run.audit and "G.pth: it is not known what" in resumed.audit["statement"]
+
+
+@pytest.mark.parametrize("attack", ["C_arch in a checkpoint", "C_trust in a checkpoint", "arch in a classifier"])
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_no_file_runs_code(world, tmp_path, monkeypatch, capsys, attack, program):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('marker', 'w')\ndef factory(n): raise SystemExit")
+    state = training(world).state()
+    if attack == "C_arch in a checkpoint":
+        state["config"]["C_arch"] = "evil:factory"
+    elif attack == "C_trust in a checkpoint":
+        torch.save(Evil(), tmp_path / "evil.pt")
+        state["config"] |= {"C_trust": True, "C_path": "evil.pt"}
+    else:
+        save_torch(tmp_path / "evil.pt", {**load_torch(world / "C.pt"), "arch": "evil:factory"})
+        state["config"]["C_path"] = "evil.pt"
+    save_torch(tmp_path / "run/checkpoints/step_00000001.pt", state)
+    flags = ["--resume", "run"] if program == "train.py" else ["--run", "run", "--evaluator", str(world / "E.pt"),
+                                                              "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [program, *flags])
+    with pytest.raises(UserError, match="--C_trust" if "C_trust" in attack else "say so: --C_arch evil:factory"):
+        (main if program == "train.py" else evaluate.main)()
+    assert not (tmp_path / "marker").exists()
+
+
+class Evil:
+    """Unpickled it makes a file."""
+
+    def __reduce__(self):
+        return open, ("marker", "w")
+
+
+def test_a_full_disk_at_a_line_of_the_log_saves_and_loses_nothing(world, tmp_path, monkeypatch, capsys):
+    append = files.append_lines
+
+    def full(path, records):
+        if Path(path).name == "log.jsonl" and records[-1]["step"] in (2, 3):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(path, records)
+
+    monkeypatch.setattr(files, "append_lines", full)
+    run = training(world, num_steps=5, save_every=5, log_every=1)
+    train(run, tmp_path)
+    saved = [path.name for path in utils.checkpoint_files(tmp_path)]
+    assert saved == ["step_00000005.pt", "step_00000002.pt"]
+    assert [record["step"] for record in files.read_lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5]
+    assert "log.jsonl could not be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_another_number_of_threads_is_said_at_resume(world, capsys):
+    run = training(world)
+    state = run.state()
+    assert state["threads"] == torch.get_num_threads()
+    start_run(run.config, run.spec, run.device, state)
+    assert "threads" not in capsys.readouterr().out
+    start_run(run.config, run.spec, run.device, {**state, "threads": 77})
+    assert "the run has used 77, and rounds otherwise from here on. OMP_NUM_THREADS=77" in capsys.readouterr().out
+
+
+def test_half_a_best_checkpoint_is_passed_over(world, tmp_path, capsys):
+    run = training(world, select=True)
+    save_torch(tmp_path / "checkpoints/step_00000001.pt", run.state())
+    whole = (tmp_path / "checkpoints/step_00000001.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes(whole[:len(whole) // 2])
+    assert evaluate.target_free(tmp_path)[1] == evaluate.NEWEST
+    chosen = Selection(run.C, run.stream, run.spec.classes, [7], run.device, tmp_path, step=1)
+    assert chosen.best == -math.inf
+    said = capsys.readouterr().err
+    assert "best.pt is truncated" in said and "next candidate takes its place" in said

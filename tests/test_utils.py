@@ -11,7 +11,8 @@ from PIL import Image
 
 import utils
 from config import Config, make_config
-from utils import DATASETS, JsonLines, UserError, replacing
+from files import JsonLines
+from utils import DATASETS, UserError, load_torch, replacing, save_torch
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -98,3 +99,13 @@ def test_a_grid_shows_its_images(tmp_path, channels):
     pixels = np.asarray(Image.open(tmp_path / "g.png"))
     for value in utils.to_uint8(rows[:, :, 0, 0, 0]).flatten():
         assert (pixels == value.item()).all(2).sum() >= 64 * 64
+
+
+def test_a_flipped_bit_is_not_read(tmp_path):
+    save_torch(tmp_path / "a.pt", {"weight": torch.full((1000,), 0.5)})
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    place = data.index(torch.full((1000,), 0.5).numpy().tobytes()) + 2000
+    data[place] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(UserError, match="a.pt is damaged .*checksum of .* restore it"):
+        load_torch(tmp_path / "a.pt")

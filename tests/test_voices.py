@@ -179,7 +179,7 @@ def test_sources_that_do_not_fit(tmp_path):
 def test_prepared_by_the_command_of_all_sets(tmp_path):
     spec, splits = prepare("mine", tmp_path / "sets", made_tree(tmp_path / "made"), 128, 1)
     assert {path.stem for path in (tmp_path / "sets/mine").iterdir()} == {"train", "test", "evaluator"}
-    assert spec.sound and 'DatasetSpec("mine", 128, 1, ("men", "nonhuman"), sound=True)' in summary(
+    assert spec.sound and "DatasetSpec('mine', 128, 1, ('men', 'nonhuman'), sound=True)" in summary(
         spec, splits, tmp_path / "sets")
     source = open_source(spec, tmp_path / "sets", "evaluator")
     assert source.image_shape == (1, 128, 128) and len(source) == len(splits["evaluator"].labels) == 24

@@ -1,0 +1,89 @@
+"""What an image set that others made may not do: run a program, fill memory, read other files, be out of date."""
+
+import os
+from pathlib import Path
+
+import h5py
+
+from utils import UserError
+
+# Pillow's other formats include programs (EPS) and readers of other files
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+PACKED = 256 * 2**20  # bytes of one image file
+PIXELS = 2**26  # of one image: 8192 x 8192
+
+
+def require_small_member(member, name):
+    """Raise UserError where a zipfile.ZipInfo says that it unpacks to more than an image file may hold."""
+    if member.file_size > PACKED:
+        raise UserError(f"{name} unpacks to {member.file_size / 1e6:.0f} MB; an image file may have "
+                        f"{PACKED / 1e6:.0f} MB. Remove it from the set, or make it smaller.")
+
+
+def require_small_image(image, name):
+    """Raise UserError where a Pillow image, opened and not yet decoded, has more pixels than memory should be given."""
+    width, height = image.size
+    if width * height > PIXELS:
+        raise UserError(f"image {name} has {width} x {height} pixels; at most {PIXELS / 1e6:.0f} million are read. "
+                        "Remove it from the set, or make it smaller.")
+
+
+def require_own_storage(file, path):
+    """Raise UserError where an open h5py.File keeps what we read of it, images or labels, in other files."""
+    for name in ("images", "labels"):
+        link = file.get(name, getlink=True)
+        if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
+            raise UserError(f"{path} holds a link in place of its {name}; a prepared image set keeps them itself. Make "
+                            "it again with scripts/prepare_data.py.")
+        if name in file and (file[name].external or file[name].is_virtual):
+            raise UserError(f"{path} keeps its {name} in other files; a prepared image set keeps them itself. Make it "
+                            "again with scripts/prepare_data.py.")
+
+
+def require_current(source):
+    """Raise UserError where a source is an HDF5 file beside a newer folder of the same split, or beside a split of
+    another preparation, so that it is not clear which images are meant."""
+    path = getattr(source, "path", None)
+    if path is None:
+        return
+    path = Path(path)
+    folder, other = path.with_suffix(""), path.with_name("test.h5" if path.name == "train.h5" else "train.h5")
+    newest = max((entry.stat().st_mtime for entry in [folder, *folder.rglob("*")] if entry.exists()), default=0.0) \
+        if folder.is_dir() else 0.0
+    if newest > path.stat().st_mtime:
+        raise UserError(f"{path} is older than the folder {folder} beside it, and would be read instead of it; prepare "
+                        "the set again, or remove one of the two.")
+    ids = [identity(file) for file in (path, other)]
+    if None not in ids and ids[0] != ids[1]:
+        raise UserError(f"{path} and {other.name} beside it were not prepared together: the command was stopped, or "
+                        "one was copied. Prepare the set again with scripts/prepare_data.py.")
+
+
+def identity(path):
+    """The id that one run of prepare_data gives to both its files; None where there is none."""
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("id")
+    except OSError:
+        return None
+
+
+def stray_links(source):
+    """The symbolic links in a source's folder that lead out of it, as 'link -> target'. Raises UserError for one that
+    leads into itself."""
+    folder = getattr(source, "folder", None)
+    if folder is None:
+        return []
+    top, found = Path(folder).resolve(), []
+    for where, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(where) / name
+            if not path.is_symlink():
+                continue
+            target = Path(os.path.realpath(path))
+            if target.is_dir() and Path(where).resolve().is_relative_to(target):
+                raise UserError(f"the link {path} leads to a folder that it lies in, {target}: its images would be "
+                                "read again and again. Remove it.")
+            if not target.is_relative_to(top):
+                found.append(f"{path} -> {target}")
+    return found
