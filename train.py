@@ -158,7 +158,11 @@ def train(training, run):
 
 @contextmanager
 def locked(run):
-    """Keep other runs out of a folder, which is made, as long as the block lasts. Raises UserError where one is in."""
+    """Keep other runs out of a folder, which is made, as long as the block lasts. Raises UserError where one is in.
+
+    A folder that was made for it and in which nothing was written is taken away again.
+    """
+    made = not Path(run).exists()
     Path(run).mkdir(parents=True, exist_ok=True)
     handle = os.open(run, os.O_RDONLY)
     try:
@@ -168,6 +172,8 @@ def locked(run):
         raise UserError(f"another process trains in {run}; wait for it, or give another --run.") from error
     finally:
         os.close(handle)  # and with it the lock
+        if made and not any(Path(run).iterdir()):
+            Path(run).rmdir()
 
 
 def checked_run(training, run):
