@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import dcgan
 from layers import Attention, BatchNorm, DBlock, GBlock, SNConv2d, SNEmbedding, SNLinear, init_weights
 from utils import UserError, load_torch
 
@@ -100,10 +101,12 @@ class Discriminator(nn.Module):
 
     The conditional head D_c(x, y) is BigGAN's: linear plus projection on the class embedding. The
     unconditional head D_u(x) is a second linear layer on the same features. Without y the first
-    result is None.
+    result is None. With label_outputs a third linear layer takes the place of the conditional head: the first
+    result is its outputs (B, label_outputs), the logits of label_losses, and y is not looked at.
     """
 
-    def __init__(self, resolution, channels, n_classes, ch=64, attention="0", init="N02", SN_eps=1e-8):
+    def __init__(self, resolution, channels, n_classes, ch=64, attention="0", init="N02", SN_eps=1e-8,
+                 label_outputs=0):
         super().__init__()
         shape, _ = widths_at(resolution)
         widths = [ch * w for w in shape.D]
@@ -119,6 +122,7 @@ class Discriminator(nn.Module):
         self.linear = SNLinear(widths[-1], 1, eps=SN_eps)
         self.embed = SNEmbedding(n_classes, widths[-1], eps=SN_eps)
         self.linear2 = SNLinear(widths[-1], 1, eps=SN_eps)
+        self.linear3 = SNLinear(widths[-1], label_outputs, eps=SN_eps) if label_outputs else None
         init_weights(self, init)
 
     def trunk(self, x):
@@ -133,20 +137,31 @@ class Discriminator(nn.Module):
         h = self.trunk(x)  # (B, width)
         with torch.autocast(h.device.type, enabled=False):  # the heads are cheap and their scale matters
             unconditional = self.linear2(h).squeeze(1)
+            if self.linear3 is not None:
+                return self.linear3(h), unconditional
             if y is None:
                 return None, unconditional
             return self.linear(h).squeeze(1) + (self.embed(y) * h).sum(1), unconditional
 
 
-def make_generator(config, resolution, channels, n_classes):
-    """The Generator that a Config asks for, on the CPU."""
+def make_generator(config, resolution, channels, n_classes, conditional=True):
+    """The generator that a Config asks for, on the CPU. Where it is not conditional, BigGAN's is always asked for the
+    same class, and the DCGAN has none."""
+    if config.networks == "dcgan":
+        return dcgan.Generator(resolution, channels, n_classes if conditional else 0, config.G_ch, config.dim_z)
     return Generator(resolution, channels, n_classes, config.G_ch, config.dim_z, config.shared_dim, config.hier,
                      config.G_attn, config.init, config.BN_eps, config.SN_eps)
 
 
-def make_discriminator(config, resolution, channels, n_classes):
-    """The Discriminator that a Config asks for, on the CPU."""
-    return Discriminator(resolution, channels, n_classes, config.D_ch, config.D_attn, config.init, config.SN_eps)
+def make_discriminator(config, resolution, channels, n_classes, label_outputs=0, conditional=True):
+    """The discriminator that a Config asks for, on the CPU; conditional: whether its G is. Raises UserError."""
+    if config.networks == "dcgan":
+        if not label_outputs:
+            raise UserError("--networks dcgan has a head of class logits alone, and this method has another; leave it "
+                            "out, or give --method labelled.")
+        return dcgan.Discriminator(resolution, channels, label_outputs, config.D_ch, deep=conditional)
+    return Discriminator(resolution, channels, n_classes, config.D_ch, config.D_attn, config.init, config.SN_eps,
+                         label_outputs)
 
 
 def share_tables(state, own, path):
@@ -190,8 +205,9 @@ def load_weights(network, path):
     own = network.state_dict()
     if "shared.weight" in own and "shared.weight" not in state:
         share_tables(state, own, path)
-    if not any(key.startswith("linear2.") for key in state):
-        state |= {key: value for key, value in own.items() if key.startswith("linear2.")}
+    for head in ("linear2.", "linear3."):
+        if not any(key.startswith(head) for key in state):
+            state |= {key: value for key, value in own.items() if key.startswith(head)}
     for key in dict.fromkeys([*own, *state]):
         if key not in state or key not in own or state[key].shape != own[key].shape:
             shapes = [tuple(weights[key].shape) if key in weights else "absent" for weights in (state, own)]

@@ -108,14 +108,17 @@ class Losses:
     balanced_y: bool = setting(False, "fakes of each class equally often in a batch; not the paper's")
     unseen_share: float = setting(0.0, "share of y* among the fakes; 0: as often as each other class, the paper's",
                                   least=0, below=1)
-    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, cutout; not the paper's; "
-                                       "--diffaug alone is none", ("color", "translation", "cutout"), or_none=True)
+    diffaug: tuple[str, ...] = setting((), "DiffAugment before D: color, translation, time (sideways alone), "
+                                       "cutout; not the paper's; --diffaug alone is none",
+                                       ("color", "translation", "time", "cutout"), or_none=True)
 
 
 @dataclass(frozen=True)
 class Networks:
     """G and D. What a checkpoint holds of it rebuilds them."""
 
+    networks: str = setting("biggan", "this project's, or AM-GAN's DCGAN pair for --method labelled, of which G_ch, "
+                            "D_ch and dim_z alone are settings", ("biggan", "dcgan"))
     G_ch: int = setting(64, "width unit of G", least=1)
     D_ch: int = setting(64, "width unit of D", least=1)
     dim_z: int = setting(120, "dimension of the latent z", least=1)
@@ -154,7 +157,7 @@ class Optimisation:
 class Machine:
     """The machine and the files of the run folder."""
 
-    seed: int = setting(0, "seed of the initial weights and of all draws")
+    seed: int = setting(0, "seed of the initial weights and of all draws", least=0, below=2**62)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting("auto", "arithmetic of the forward passes; auto: bf16 where it is faster",
                              ("auto", "fp32", "bf16"))

@@ -455,6 +455,8 @@ def check_flags(flags, overrides):
     for name in ("num", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be at least 1.")
+    if not 0 <= flags.seed < 2**62:
+        raise UserError(f"--seed is {flags.seed}; it must be at least 0 and less than {2**62}.")
     if flags.features == "inception" and not flags.inception_weights:
         raise UserError("--features inception needs the weights of the FID network, with --inception_weights PATH.")
     if flags.inception_weights and flags.features != "inception":
@@ -473,12 +475,8 @@ def check_flags(flags, overrides):
             raise UserError(f"--oracle_select chooses among the checkpoints of a run folder; {run} is none.")
 
 
+@told_of_memory("--batch_size or --num")
 def main():
-    with told_of_memory("--batch_size or --num"):
-        run_command()
-
-
-def run_command():
     width = max(len(name) for name in METRICS)
     parser = Parser(description=__doc__ + "\n".join(f"  {name:{width}}  {metric.description}"
                                                     for name, metric in METRICS.items()))

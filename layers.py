@@ -308,11 +308,11 @@ def diff_augment(images, parts):
     real and fake.
 
     images: (B, C, H, W) in [-1, 1]. parts: any of 'color' (brightness, saturation, contrast),
-    'translation' (by up to an eighth of the side, filled with -1) and 'cutout' (a square of half the
-    side becomes 0).
+    'translation' (by up to an eighth of the side, filled with -1), 'time' (the same sideways alone, which keeps the
+    pitch of a spectrogram) and 'cutout' (a square of half the side becomes 0).
     """
     for part in parts:
-        images = {"color": _color, "translation": _translation, "cutout": _cutout}[part](images)
+        images = {"color": _color, "translation": _translation, "time": _time, "cutout": _cutout}[part](images)
     return images
 
 
@@ -347,6 +347,10 @@ def _color(images):
 
 def _translation(images):
     return shift(images, images.shape[2] // 8, fill=-1)
+
+
+def _time(images):
+    return shift(images, images.shape[2] // 8, fill=-1, vertical=False)
 
 
 def _cutout(images):

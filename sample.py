@@ -26,6 +26,7 @@ from classifiers.loading import probed_classifier
 from classifiers.strangers import from_a_file
 from config import Config, Parser, add_flags, make_config
 from datasets.sources import Decoder, image_files, to_array
+from machine import told_of_memory
 from methods import load_run
 from sampler import make_sampler
 from sound import save_spectrograms, save_wav, to_waves
@@ -159,6 +160,7 @@ def released_weights(flags):
                       "new_class": list(config.new_class), "oracle": True}}
 
 
+@told_of_memory("--batch_size")
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="run folder or checkpoint file of train.py")
@@ -177,7 +179,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--sound", action="store_true", help="with --mode grid, of spectrograms: write their sound too")
-    parser.add_argument("--out", type=Path, help="file to write (default: samples_<mode>.png or .npz in RUN)")
+    parser.add_argument("--out", type=Path, help="file or folder to write (default: samples_<mode>.png or .npz in RUN)")
     group = parser.add_argument_group("weights of BigGAN-PyTorch or ProbeGAN, instead of --checkpoint")
     add_flags(group, names=NETWORK_FLAGS)
     flags = vars(parser.parse_args())
@@ -188,6 +190,8 @@ def main():
     for name in ("columns", "num", "batch_size"):
         if flags[name] < 1:
             raise UserError(f"--{name} is {flags[name]}; it must be at least 1.")
+    if not 0 <= seed < 2**62:
+        raise UserError(f"--seed is {seed}; it must be at least 0 and less than {2**62}.")
     if flags["truncation"] is not None and not flags["truncation"] > 0:
         raise UserError(f"--truncation is {flags['truncation']}; it must be positive, such as 0.5, or left out.")
     state = released_weights(network_flags) if checkpoint is None else load_run(checkpoint)
@@ -213,7 +217,9 @@ def main():
                         "--classes.")
 
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
-    out = flags["out"] or home / ("samples.npz" if mode == "npz" else f"samples_{mode}.png")
+    name = "samples.npz" if mode == "npz" else f"samples_{mode}.png"
+    out = flags["out"] or home / name
+    out = out / name if out.is_dir() else out
     if flags["sound"]:
         save_sounds(out, sampler, labels or sampler.drawn, columns, seed)
     elif mode == "grid":

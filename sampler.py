@@ -2,7 +2,8 @@
 
 A checkpoint's `draws` has the labels `fed` to its generator; `conditional`, whether a label says what is drawn; the
 labels `new_class` that the run is about; `oracle`, whether the GAN saw images of them; and the run's `title`. It holds
-a generator, G_ema; where that is not conditional, `latents` of each class; or `images` of each class alone. One that
+a generator, G_ema; where that is not conditional, `latents` of each class, and, where they are not the method's choice
+but what the generator makes, the `shares` in which it makes the classes; or `images` of each class alone. One that
 draws from a classifier's features has `features` in its `draws`, their `space`, and `kept` images to take them from.
 """
 
@@ -29,8 +30,10 @@ class ImageBank:
     """The images that a checkpoint holds itself, of a method without a generator; drawn from as from a Sampler.
 
     state: what methods.load_run returns. The images of a class are taken in turn: seeds that are n apart, of n
-    images, give the same one.
+    images, give the same one. The interface of Sampler.
     """
+
+    shares, different = None, {}
 
     def __init__(self, state):
         self.draws, self.classes = state["draws"], tuple(state["dataset"]["classes"])
@@ -50,7 +53,9 @@ class ImageBank:
 class Sampler:
     """The averaged generator of a checkpoint, in eval mode with standing statistics.
 
-    state: what methods.load_run returns. truncation: bound of the latent's entries, None for none.
+    state: what methods.load_run returns. truncation: bound of the latent's entries, None for none. shares: {label: how
+    often the generator makes the class}, where it has no classes and its images are sorted; else None. different:
+    {label: different images of the class}, where they are bounded.
     """
 
     def __init__(self, state, device, truncation=None, batch_size=100):
@@ -59,13 +64,15 @@ class Sampler:
         self.fed = self.draws["fed"]  # labels that G was trained with
         self.chosen = state.get("latents")  # {label: latents} of an unconditional generator
         self.drawn = sorted(self.chosen) if self.chosen else self.fed
-        # different images of a class, where bounded
+        self.shares = state.get("shares")
+        self.different = {y: len(z.unique(dim=0)) for y, z in self.chosen.items()} if self.chosen else {}
+        # images of a class, where bounded
         self.most = min(map(len, self.chosen.values())) if self.chosen else None
         self.unseen = () if self.draws["oracle"] else tuple(y for y in self.draws["new_class"] if y in self.drawn)
         # the weights that are drawn here and replaced at once must not move a training's random stream
         with torch.random.fork_rng(devices=[]):
             self.G = make_generator(networks_of(state["config"]), state["dataset"]["resolution"],
-                                    state["dataset"]["channels"], len(self.classes))
+                                    state["dataset"]["channels"], len(self.classes), self.draws["conditional"])
         self.G.load_state_dict(state["G_ema"])
         self.G.to(device).requires_grad_(False)
         standing_statistics(self.G, self._standing_batch)
@@ -106,6 +113,8 @@ class FeatureSampler:
 
     `class_images` asks for the features of kept images of a class; `draw` for any.
     """
+
+    shares, different = None, {}
 
     def __init__(self, state, device, truncation=None, batch_size=100):
         self.draws, self.classes, self.step = state["draws"], tuple(state["dataset"]["classes"]), state["step"]

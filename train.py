@@ -72,10 +72,10 @@ class Keeper:
 
     def judge(self, sampler, state):
         """Look at what the averaged generator of a checkpoint's `state` draws; returns the warnings."""
-        record = self.watch.look(sampler, self.training.D)
+        record = self.watch.look(sampler, self.training.critic)
         self.watched.write(record)
         if self.selection:
-            self.selection.consider(state, sampler, self.training.D, record)
+            self.selection.consider(state, sampler, self.training.critic, record)
         if not self.teachers:
             return record["warnings"] + self.training.warnings()
         taught, warnings = self.teachers.look(sampler, record["collapsed"])

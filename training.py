@@ -77,6 +77,11 @@ class Training:
         return self.config.num_steps
 
     @property
+    def critic(self):
+        """The D whose unconditional head tells how real an image is; None where there is none, or nothing trains it."""
+        return self.D
+
+    @property
     def drawable(self):
         """Whether images can be drawn from the state at hand."""
         return True
@@ -196,8 +201,7 @@ class GAN(Training):
         self.C.fold_batch_norms(spec.resolution)
         self.D_loss, self.G_loss = method.losses
         self.rows = config.batch_size // processes.size()  # of a batch in this process
-        networks = spec.resolution, spec.channels, len(spec.classes)
-        self.G, self.D = make_generator(config, *networks), make_discriminator(config, *networks)
+        self.G, self.D = self.make_networks()
         if config.init_G and state is None:
             load_weights(self.G, config.init_G)
         if config.init_D and state is None:
@@ -217,6 +221,11 @@ class GAN(Training):
                 print("the iterations run eagerly: a CUDA graph is captured for one process alone")
         if state is not None:
             self.load_state(state)
+
+    def make_networks(self):
+        """(G, D), new ones on the CPU. A subclass may make others."""
+        shape = self.spec.resolution, self.spec.channels, len(self.spec.classes)
+        return make_generator(self.config, *shape, self.draws["conditional"]), make_discriminator(self.config, *shape)
 
     def networks(self):
         return {"G": self.G, "D": self.D}

@@ -100,7 +100,7 @@ DATASETS = {
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
     "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), _WATERBIRDS, mirror=True),
     "waterbirds32": DatasetSpec("waterbirds32", 32, 3, ("landbird", "waterbird"), mirror=True),
-    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"), sound=True),
+    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"), {**_SMALL, "diffaug": ("time",)}, sound=True),
 }
 
 
@@ -147,7 +147,10 @@ def choose_device(name="auto"):
         raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.")
     if not present[kind]:
         raise UserError(f"device '{name}' is not available on this machine; leave --device out to choose one.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.") from error
 
 
 def autocast(device, precision):

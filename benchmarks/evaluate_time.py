@@ -53,7 +53,8 @@ def source(num, spec, unseen):
                              dtype=torch.uint8, generator=generator)
 
     drawn = list(range(len(spec.classes)))
-    return SimpleNamespace(num=num, classes=spec.classes, drawn=drawn, new_class=[unseen], left_out=[unseen], read=read)
+    return SimpleNamespace(num=num, classes=spec.classes, drawn=drawn, new_class=[unseen], left_out=[unseen],
+                           shares=None, different={}, read=read)
 
 
 def convolution_rate(classifier, images, device):

@@ -86,7 +86,6 @@ class EfficientNetLite0(nn.Module):
         if [value.shape for value in values] != [value.shape for value in own.values()]:
             raise UserError(f"the weights that the package {PACKAGE} brings are not those of efficientnet-lite0; "
                             "install its version 0.1.0.")
-        self.load_state_dict(dict(zip(own, values, strict=True)) |
-                             {f"linear.{name}": value for name, value in self.linear.state_dict().items()})
+        self.load_state_dict(self.state_dict() | dict(zip(own, values, strict=True)))
         return self
 

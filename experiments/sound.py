@@ -62,7 +62,7 @@ TEXT = ("{num} images a class, of which {heard} are heard. Recognised: by the ev
         "men, women and nonhuman are people's answers.")
 
 # as scripts/launch_train_voices_classifiers.sh trains the robust one
-ROBUST = "--arch smallcnn --robust l2 --eps 1.5 --steps 2 --epochs 8 --ema_decay 0.998"
+ROBUST = "--precision bf16 --arch smallcnn --epochs 8 --robust l2 --eps 1.5 --steps 2"
 TONE, TONE_LEVEL = 3000.0, -10.0  # Hz, and dB below the loudest: a robust classifier does not see a fainter one
 TONE_COLUMNS = {"y*": Column("men with the tone", "tone"), "seen": Column("of the others", "tone", of="seen")}
 TONE_TEXT = ("A steady tone of 3 kHz, 10 dB below the loudest, in the men of a classifier's training data alone. "

@@ -36,8 +36,9 @@ class Column:
     """One figure of a run. metric: of results.jsonl, without the number and the features in its name. kind: of KINDS.
 
     of: 'unseen', the class that the run is measured on; 'all', all classes together, of runs that draw seen ones too
-    (as the metric recognition tells); or a class's name. count: not '' where a record's value under that name is meant,
-    a share of its n images. probed: only for runs that probe a classifier. lower: lower is better.
+    (as the metric recognition tells); 'each', the mean of the classes drawn; or a class's name. count: not '' where a
+    record's value under that name is meant, a share of its n images. probed: only for runs that probe a classifier.
+    lower: lower is better.
     """
 
     heading: str
@@ -73,9 +74,10 @@ class Experiment:
 
     stem: of the names of its files. command: the module that made it. text: the paragraph under the title, in which
     {name} stands for a value of the protocol. groups: what the groups of rows are. heads: of the columns that name a
-    row, the first of which is also that of the seconds. expected: {column: keys of rows, better first}; a row that is
-    not named comes last. images(row, run): the (SHOWN, C, H, W) in [-1, 1] of the picture; by default of the group's
-    class. save: what writes the picture, with the parameters of utils.save_grid.
+    row, the first of which is also that of the seconds. expected: {column: keys of rows, better first}, a tuple of keys
+    where none of them is better; a row that is not named comes last. images(row, run): the (SHOWN, C, H, W) in [-1, 1]
+    of the picture; by default of the group's class. save: what writes the picture, with the parameters of
+    utils.save_grid.
     """
 
     stem: str
@@ -85,7 +87,7 @@ class Experiment:
     columns: dict[str, Column]
     groups: str = "Unseen"
     heads: tuple[str, ...] = ("method", "classifier")
-    expected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    expected: dict[str, tuple[str | tuple[str, ...], ...]] = field(default_factory=dict)
     images: Callable | None = None
     save: Callable = save_grid
 
@@ -98,9 +100,13 @@ def figures_of(records, columns, unseen):
     found = {}
     draws_seen = any(record.get("group") == "all seen" for record in records)
     for name, column in columns.items():
-        for record in records:
-            if re.sub(r"(\d+k?)?@.*", "", record["metric"]) != column.metric:
-                continue
+        of_metric = [record for record in records if re.sub(r"(\d+k?)?@.*", "", record["metric"]) == column.metric]
+        if column.of == "each":
+            values = [record["value"] for record in of_metric if record["class"] is not None]
+            value = None if None in values or not values else sum(values) / len(values)
+            found[name] = {"value": value, "low": None, "high": None}
+            continue
+        for record in of_metric:
             wanted = unseen if column.of == "unseen" else column.of
             if record["class"] != wanted and not (column.of == "all" and record["class"] is None and draws_seen):
                 continue
@@ -176,7 +182,8 @@ def order_sentences(experiment, rows, figures):
         sign = -1 if column.lower else 1
 
         def place(row, order=order):
-            return order.index(row.key) if row.key in order else len(order)
+            named = ((keys,) if isinstance(keys, str) else keys for keys in order)
+            return next((i for i, keys in enumerate(named) if row.key in keys), len(order))
 
         placed = [(row, found[name]) for row, found in zip(rows, figures, strict=True)
                   if row.key and found.get(name, {}).get("value") is not None]

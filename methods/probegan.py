@@ -47,10 +47,25 @@ def check(config):
         raise UserError(f"--D_tilemix_ngrid {n} does not divide {side} pixels.")
 
 
-def discriminator_loss(G, D, images, y_real, fakes, task, config):
+def discriminator_hinge(fake, real, y_real, fakes, task, own):
+    """D_c's part of D's loss, eq. (2): (total, terms). fake, real: D_c (B,)."""
+    rows = fakes.seen if own.mask_real_by_fake else torch.ones_like(fakes.seen)
+    terms = {"D_hinge_fake": losses.hinge_fake(fake, fakes.seen, fakes.n_seen),
+             "D_hinge_real": losses.hinge_real(real, rows, fakes.n_seen if own.mask_real_by_fake else None)}
+    return sum(terms.values()), terms
+
+
+def generator_hinge(d_c, fakes, task, own):
+    """D_c's part of G's loss, eq. (2): (total, terms)."""
+    loss = losses.hinge_generator(d_c, fakes.seen, fakes.n_seen)
+    return loss, {"G_hinge": loss}
+
+
+def discriminator_loss(G, D, images, y_real, fakes, task, config, conditional=discriminator_hinge):
     """D's part of eq. (1): (total, unweighted terms).
 
-    images: uint8 (B, C, H, W) of seen classes; y_real (B,); fakes: step.Fakes of B; task: step.Task.
+    images: uint8 (B, C, H, W) of seen classes; y_real (B,); fakes: step.Fakes of B; task: step.Task. conditional: the
+    part of the conditional head, with the parameters of discriminator_hinge.
     """
     own = config.own
     with autocast(images.device, config.precision):
@@ -60,20 +75,15 @@ def discriminator_loss(G, D, images, y_real, fakes, task, config):
             fake, real = (losses.tile_mix(images, own.D_tilemix_ngrid) for images in (fake, real))
             d_u = D(torch.cat((fake, real)))[1]
         total, terms = critic_loss(D, d_u, fake, real, config)  # eq. (3)
-    d_c_fake, d_c_real = d_c.split(len(images))
-    terms["D_hinge_fake"] = losses.hinge_fake(d_c_fake, fakes.seen, fakes.n_seen)  # eq. (2)
-    if own.mask_real_by_fake:
-        terms["D_hinge_real"] = losses.hinge_real(d_c_real, fakes.seen, fakes.n_seen)
-    else:
-        terms["D_hinge_real"] = losses.hinge_real(d_c_real, torch.ones_like(d_c_real))
-    return total + terms["D_hinge_fake"] + terms["D_hinge_real"], terms
+    of_head, head_terms = conditional(*d_c.split(len(images)), y_real, fakes, task, own)
+    return total + of_head, terms | head_terms
 
 
-def generator_loss(G, D, C, fakes, task, config):
+def generator_loss(G, D, C, fakes, task, config, conditional=generator_hinge):
     """G's part of eq. (1), through D and the frozen classifier C: (total, unweighted terms).
 
     fakes: step.Fakes of all classes. Among the terms are those of step.acceptance. With C_bound the gradient of eq. (4)
-    on each image is shortened where it is longer than that share of D's.
+    on each image is shortened where it is longer than that share of D's. conditional: as generator_hinge.
     """
     own = config.own
     with autocast(fakes.z.device, config.precision):
@@ -85,10 +95,10 @@ def generator_loss(G, D, C, fakes, task, config):
         logits = C(fake)
     class_loss, accepted = class_terms(logits, fakes, task, config)
     weights, weights_batch = (seen + own.G_new_coeff * (1 - seen) for seen in (fakes.seen, fakes.seen_batch))
+    of_head, head_terms = conditional(d_c, fakes, task, own)
     terms = {"G_wasserstein": losses.wasserstein_generator(d_u, weights, fakes.share(weights_batch)),  # eq. (3)
-             "G_hinge": losses.hinge_generator(d_c, fakes.seen, fakes.n_seen),  # eq. (2)
-             "G_class": class_loss}  # eq. (4)
-    total = terms["G_wasserstein"] + terms["G_hinge"]
+             **head_terms, "G_class": class_loss}  # eq. (4)
+    total = terms["G_wasserstein"] + of_head
     if config.D2_reg_coeff > 0:
         total = total + config.D2_reg_coeff * losses.output_penalty(d_u)
     if own.C_bound > 0:

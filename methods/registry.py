@@ -54,10 +54,11 @@ class Method:
     about: what --help says of it. settings: its own, derived from Settings. losses: (discriminator_loss,
     generator_loss) of a GAN, with the interface of methods/probegan.py. training: a class with the interface of
     training.Training. fed(config, n_classes): the labels that fakes are drawn for. conditional: whether a label says
-    what is drawn; where not, a checkpoint holds latents or images of each class. oracle_title: its title with
-    --oracle; '' refuses that. whole: whether a run that names no unseen class is of all, as with --oracle. selects:
-    whether --select can choose among its checkpoints. check(config): raises UserError for settings that do not go
-    together. weights(training): {term of generator_loss: its weight in G's loss} where that is not 1.
+    what is drawn, or conditional(config) where that depends on its settings; where not, a checkpoint holds latents or
+    images of each class. oracle_title: its title with --oracle; '' refuses that. whole: whether a run that names no
+    unseen class is of all, as with --oracle. selects: whether --select can choose among its checkpoints. check(config):
+    raises UserError for settings that do not go together. weights(training): {term of generator_loss: its weight in G's
+    loss} where that is not 1.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Method:
     losses: tuple[Callable, ...] = ()
     training: type = GAN
     fed: Callable = all_classes
-    conditional: bool = True
+    conditional: bool | Callable = True
     rows: tuple[Row, ...] = ()
     oracle_title: str = ""
     whole: bool = False
@@ -83,8 +84,9 @@ class Method:
     def draws(self, config, n_classes):
         """What a checkpoint says of what it draws, as plain values: `fed` and `conditional` as above, the `title` of
         the run in tables, the labels `new_class` that it is about, and whether the GAN saw images of them (oracle)."""
+        conditional = self.conditional(config) if callable(self.conditional) else self.conditional
         return {"title": self.oracle_title if config.oracle else self.title, "fed": self.fed(config, n_classes),
-                "conditional": self.conditional, "new_class": list(config.new_class), "oracle": config.oracle}
+                "conditional": conditional, "new_class": list(config.new_class), "oracle": config.oracle}
 
 
 METHODS = {}

@@ -333,11 +333,35 @@ def ms_ssim_pairs(a, b):
     return result
 
 
-def ms_ssim(images, pairs=1000, generator=None):
-    """Likeness of random pairs of one class's images (Odena et al., ICML 2017): {"value", "terms", "settings"}.
+def ms_ssim_pairs_of_five_scales(a, b):
+    """`ms_ssim_pairs` as AM-GAN's code takes it, on a scale of its own: (B,) float64.
 
-    images (N, C, H, W) in [-1, 1]. value: the mean, 1 for equal images, lower for varied ones; terms: float64
-    (pairs,), one value a pair; settings: window, sigma, betas and pairs, part of the figure's meaning.
+    Always five scales: where an image has become smaller than the window, the window shrinks to it, and its sigma in
+    proportion. No padding, covariances by their absolute value. On CIFAR-10 real pairs of a class have about 0.3.
+    """
+    a, b = (rows64(images).add(1).div(2) for images in (a, b))
+    result, c1, c2 = 1.0, 0.01**2, 0.03**2
+    for scale, beta in enumerate(BETAS):
+        channels, size = a.shape[1], min(WINDOW, *a.shape[2:])
+        taps = torch.exp(-(torch.arange(size, dtype=torch.float64) - (size - 1) / 2).square()
+                         / (2 * (SIGMA * size / WINDOW) ** 2))
+        column, row = (taps.div(taps.sum()).view(shape).expand(channels, 1, *shape[2:])
+                       for shape in ((1, 1, -1, 1), (1, 1, 1, -1)))
+        mean_a, mean_b, square_a, square_b, product = (
+            functional.conv2d(functional.conv2d(images, column, groups=channels), row, groups=channels)
+            for images in (a, b, a * a, b * b, a * b))
+        variances = (square_a - mean_a**2 + square_b - mean_b**2).clamp(min=0)
+        term = (2 * (product - mean_a * mean_b).abs() + c2) / (variances + c2)
+        if scale == len(BETAS) - 1:
+            term = term * (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+        result = result * term.mean((1, 2, 3)) ** beta
+        a, b = (functional.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False) for images in (a, b))
+    return result
+
+
+def random_pairs(images, pairs, generator, compare):
+    """compare(a, b) of `pairs` random pairs of different images (N, C, H, W) in [-1, 1]: float64 (pairs,).
+
     Raises UserError for fewer than 2 images or for images below 8 pixels.
     """
     if len(images) < 2 or min(images.shape[2:]) < 8:
@@ -345,8 +369,17 @@ def ms_ssim(images, pairs=1000, generator=None):
                         "it needs at least 2 images of at least 8x8.")
     first = torch.randint(len(images), (pairs,), generator=generator)
     second = (first + torch.randint(1, len(images), (pairs,), generator=generator)) % len(images)
-    terms = torch.cat([ms_ssim_pairs(images[i], images[j]) for i, j in zip(first.split(100), second.split(100),
-                                                                          strict=True)])
+    return torch.cat([compare(images[i], images[j]) for i, j in zip(first.split(100), second.split(100), strict=True)])
+
+
+def ms_ssim(images, pairs=1000, generator=None):
+    """Likeness of random pairs of one class's images (Odena et al., ICML 2017): {"value", "terms", "settings"}.
+
+    images (N, C, H, W) in [-1, 1]. value: the mean, 1 for equal images, lower for varied ones; terms: float64
+    (pairs,), one value a pair; settings: window, sigma, betas and pairs, part of the figure's meaning.
+    Raises UserError as `random_pairs` does.
+    """
+    terms = random_pairs(images, pairs, generator, ms_ssim_pairs)
     settings = {"window": WINDOW, "sigma": SIGMA, "betas": ms_ssim_betas(min(images.shape[2:])), "pairs": pairs}
     return {"value": terms.mean().item(), "terms": terms, "settings": settings}
 
@@ -366,14 +399,18 @@ def inception_score_terms(probabilities):
     return (variety - doubt).exp().item(), variety.item(), doubt.item()
 
 
-def am_score(p_generated, p_train):
-    """KL(mean of p_train || mean of p_generated) + mean H(p_generated), in nats; 0 is the least and best.
+def am_score_terms(p_generated, p_train, weights=None):
+    """(score, KL(mean of p_train || mean of p_generated), mean H(p_generated)) in nats; the score is their sum.
 
-    Zhou et al., ICLR 2018 ("Activation Maximization Generative Adversarial Nets"). Probabilities (N, K) of a
-    classifier of the data's own classes, for generated and for training images (or the latter's mean, (K,)).
+    Zhou et al., ICLR 2018 ("Activation Maximization Generative Adversarial Nets"), eq. (27); 0 is the least and best.
+    Probabilities (N, K) of a classifier of the data's own classes, for generated and for training images (or the
+    latter's mean, (K,)). weights (N,), of mean 1: how often each generated row counts; once by default.
     Infinite where a class of the training images never appears in a generated one's probabilities.
     """
     p_generated = rows64(p_generated)
-    wanted, found = rows64(p_train).reshape(-1, p_generated.shape[1]).mean(0), p_generated.mean(0)
+    weights = torch.ones(len(p_generated), dtype=torch.float64) if weights is None else rows64(weights)
+    wanted = rows64(p_train).reshape(-1, p_generated.shape[1]).mean(0)
+    found = weights @ p_generated / len(p_generated)
     divergence = (torch.special.xlogy(wanted, wanted) - torch.special.xlogy(wanted, found)).sum()
-    return (divergence + torch.special.entr(p_generated).sum(1).mean()).item()
+    doubt = (weights * torch.special.entr(p_generated).sum(1)).mean()
+    return (divergence + doubt).item(), divergence.item(), doubt.item()

@@ -17,8 +17,9 @@ class RunImages:
     """The images that a run's sampler draws, rounded to 8 bits as any file of them would be.
 
     classes: names in label order. drawn: the labels that there are images of. new_class: labels y*. left_out: labels
-    whose real images were not in the image set (none for an oracle run). shape: (C, H, W). The k-th drawn class
-    has the seeds first_seed + k*num to first_seed + (k+1)*num - 1, as in sample.py --mode npz.
+    whose real images were not in the image set (none for an oracle run). shape: (C, H, W). shares, different: those of
+    the sampler. The k-th drawn class has the seeds first_seed + k*num to first_seed + (k+1)*num - 1, as in sample.py
+    --mode npz.
     """
 
     def __init__(self, sampler, resolution, channels, num, first_seed):
@@ -30,6 +31,7 @@ class RunImages:
         self.new_class = [y for y in sampler.draws["new_class"] if y in sampler.drawn]
         self.left_out = [] if sampler.draws["oracle"] else list(sampler.draws["new_class"])
         self.shape, self.step = (channels, resolution, resolution), sampler.step
+        self.shares, self.different = sampler.shares, sampler.different
 
     def seed(self, label, i):
         """The seed of image i of a class."""
@@ -50,7 +52,8 @@ class FileImages:
     rows: {label: what `load` takes}, at least `num` a class. load: rows -> uint8 (n, C, H, W).
     """
 
-    first_seed = step = None
+    first_seed = step = shares = None
+    different = {}
 
     def __init__(self, path, spec, new_class, num, rows, load):
         self.classes, self.shape = spec.classes, (spec.channels, spec.resolution, spec.resolution)
@@ -121,7 +124,7 @@ def npz_images(path, spec, new_class, num):
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
             classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single npy
         raise UserError(f"{path} is no npz with the arrays x and y ({error}); write it as sample.py --mode npz "
                         "does.") from error
     wanted = (spec.channels, spec.resolution, spec.resolution)

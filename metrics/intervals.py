@@ -54,6 +54,22 @@ def bootstrap_means(values, generator, figure=None, repeats=400):
     return percentiles(means[:, 0] if figure is None else [float(figure(row)) for row in means])
 
 
+def largest_mean(terms, generator, size=None, repeats=400):
+    """The largest of several classes' means, and what luck does to it: (class, value, {low, high, noise, bias}).
+
+    terms: {class: float64 (n,)}. Each class's values are drawn again, `size` of them (all by default), and the largest
+    mean is taken again: noise is its standard deviation, bias how much it exceeds the value on average, since the
+    largest of noisy means is too large.
+    """
+    means = {label: values.mean().item() for label, values in terms.items()}
+    label = max(means, key=means.get)
+    again = torch.stack([values[torch.randint(len(values), (repeats, size or len(values)), generator=generator)].mean(1)
+                         for values in terms.values()]).max(0).values
+    low, high = percentiles(again)
+    return label, means[label], {"low": low, "high": high, "noise": again.std().item(),
+                                 "bias": again.mean().item() - means[label]}
+
+
 def kid_interval(mean, std, subsets, subset_size, n):
     """(low, high) of metrics.distances.kid, by the normal approximation; n: rows of the smaller set.
 

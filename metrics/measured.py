@@ -75,6 +75,9 @@ class Measured:
             self.flaws[label] = f"{flat} of {self.num} images of class {name} are of one colour."
         if same and self.num > 1:
             self.flaws[label] = f"All {self.num} images of class {name} are the same image."
+        elif self.images.different.get(label, self.num) < self.num:
+            self.flaws[label] = (f"{self.images.different[label]} different images of class {name}, all that were "
+                                 f"found, stand for {self.num}.")
         return {name: np.concatenate(values) for name, values in said.items()}
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import math
 import torch
 
 from metrics import distances
-from metrics.intervals import bootstrap, bootstrap_means, kid_interval
+from metrics.intervals import bootstrap, bootstrap_means, kid_interval, largest_mean
 from metrics.measured import KEPT
 from metrics.presence import SCORERS
 from metrics.recognition import confusion, rate, rate_difference
@@ -68,12 +68,31 @@ def class_name(m, label):
 
 def flaw(m, label):
     """What is suspicious of the images of a class, or of any class for None."""
-    return m.flaws.get(label, "") if label is not None else " ".join(m.flaws.values())
+    return m.flaws.get(label, "") if label is not None else " ".join([*m.flaws.values(), *sorted_images(m)])
+
+
+def sorted_images(m):
+    """A sentence where a generator without classes was measured on as many images of each."""
+    if m.images.shares is not None:
+        yield ("The generator has no classes to be asked for: its images were sorted by the probed classifier, and as "
+               "many of each class are measured, however often it makes them.")
 
 
 def probed_classes(m):
     """The drawn labels that the probed classifier has a label for."""
     return [label for label in m.images.drawn if m.probed_labels[label] >= 0]
+
+
+def row_weights(m):
+    """How often each generated image counts (N,), mean 1, where a generator has no classes to draw equally often.
+
+    Its images are sorted into classes and as many of each are measured; `shares` says how often it makes them.
+    """
+    shares = m.images.shares
+    if shares is None:
+        return torch.ones(len(m.labels), dtype=torch.float64)
+    weights = torch.tensor([shares[label] for label in m.labels.tolist()], dtype=torch.float64)
+    return weights / weights.mean()
 
 
 # ---------------------------------------------------------------------------- what classifiers say
@@ -134,15 +153,21 @@ def classifier_score(m):
 
 
 @register("am_score", "KL(mean p of training images || mean p of generated ones) + mean entropy of p, by the "
-          "evaluator; lower is better, 0 the least.", needs=("real",))
+          "evaluator, and the two apart: am_divergence and am_doubt; lower is better, 0 the least.", needs=("real",),
+          parts=("am_score", "am_divergence", "am_doubt"))
 def am_score(m):
     wanted = m.real_judged.probabilities_of(m.images.drawn)
-    p = torch.as_tensor(m.judged).double()
-    value = distances.am_score(p, wanted)
+    p, weights = torch.as_tensor(m.judged).double(), row_weights(m)
+    values = distances.am_score_terms(p, wanted, weights)
     # to first order as well; the divergence moves by -wanted / mean where the mean of p moves
-    terms = value + torch.special.entr(p).sum(1) - p @ (wanted / p.mean(0))
-    return [record(f"am_score@{m.judge.name}", value, bootstrap_means(terms - terms.mean() + value, m.generator()),
-                   len(p))]
+    doubts = weights * torch.special.entr(p).sum(1)
+    divergences = -weights * (p @ (wanted / (weights @ p / len(p))))
+    records = []
+    for name, value, terms in zip(("am_score", "am_divergence", "am_doubt"), values,
+                                  (divergences + doubts, divergences, doubts), strict=True):
+        interval = bootstrap_means(terms - terms.mean() + value, m.generator()) if math.isfinite(value) else None
+        records.append(record(f"{name}@{m.judge.name}", value, interval, len(p)))
+    return records
 
 
 # ------------------------------------------------------------------------- distances to real images
@@ -254,6 +279,29 @@ def ms_ssim(m):
         records.append(mean_record("ms_ssim", like["terms"], m, m.classes[label], len(m.pixels[label]),
                                    warning=flaw(m, label), real=real_like["value"], settings=like["settings"]))
     return records
+
+
+@register("ms_ssim_max", "The largest of the classes' mean structural similarities of pairs, with five scales as AM-GAN"
+          " takes it, and what the luck of the pairs adds to it (key bias), beside the same of real images (key real); "
+          "lower is more varied.", needs=("real",))
+def ms_ssim_max(m):
+    images, labels = m.training_set
+    compare, generator = distances.ms_ssim_pairs_of_five_scales, m.generator()
+    like, real_like = {}, {}
+    for label in m.images.drawn:
+        real = images[labels == label][:KEPT]
+        like[label], real_like[label] = (distances.random_pairs(to_unit_range(shown), PAIRS, generator, compare)
+                                         for shown in (m.pixels[label], real))
+    label, value, luck = largest_mean(like, generator)
+    _, real, real_luck = largest_mean(real_like, generator)
+    _, _, luck_of_5 = largest_mean(like, generator, 5)  # as many as the authors'
+    return [record("ms_ssim_max", value, (luck["low"], luck["high"]), len(m.labels), warning=flaw(m, None),
+                   largest=m.classes[label], noise=luck["noise"], bias=luck["bias"],
+                   noise_of_5_pairs=luck_of_5["noise"], bias_of_5_pairs=luck_of_5["bias"], real=real,
+                   real_noise=real_luck["noise"],
+                   by_class={m.classes[k]: terms.mean().item() for k, terms in like.items()},
+                   settings={"window": distances.WINDOW, "sigma": distances.SIGMA, "betas": distances.BETAS,
+                             "pairs": PAIRS})]
 
 
 def of_real(m, label, most):

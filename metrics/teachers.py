@@ -15,7 +15,8 @@ FIRST_SEED = 2**41 + 2**39  # far from the seeds of all other draws
 IMAGES = 64  # fakes looked at, about
 ALONE = 10  # times as hard as all others together: a term that moves G alone
 CHANCE = 0.6  # share told apart below which D is at chance
-NAMES = {"G_hinge": "D_c", "G_wasserstein": "D_u", "G_class": "the classifier"}
+NAMES = {"G_hinge": "D_c", "G_wasserstein": "D_u", "G_class": "the classifier", "G_real": "D's being real",
+         "G_label": "D's class logits"}
 GROUPS = {"seen": "the seen classes", "unseen": "the unseen class"}
 
 

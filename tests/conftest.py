@@ -33,6 +33,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_file():
     """A function from a path below the optional data folder to that path; skips the test where it is absent."""

@@ -9,8 +9,9 @@ from conftest import SLOW
 ROOT = Path(__file__).parents[1]
 # highest first; a name may import what stands in a later row (train also draws its grids with sample)
 ROWS = [{"scripts", "benchmarks"}, {"experiments"}, {"train", "evaluate"}, {"metrics", "sample"}, {"methods"},
-        {"training", "sampler"}, {"step"}, {"feature_networks", "features"}, {"classifiers", "BigGAN"}, {"datasets"},
-        {"layers", "config", "processes", "machine"}, {"utils"}, {"probegan_losses", "feature_losses", "files"}]
+        {"training", "sampler"}, {"step"}, {"feature_networks", "features"}, {"classifiers", "BigGAN"},
+        {"datasets", "dcgan"}, {"layers", "config", "processes", "machine"}, {"utils"},
+        {"probegan_losses", "feature_losses", "label_losses", "files"}]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 FILES = [path for path in sorted(ROOT.rglob("*.py"))
          if path.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL]
@@ -32,9 +33,10 @@ def test_imports_point_down(path):
             assert LEVEL[name] > LEVEL[room], f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("name", ["probegan_losses", "feature_losses"])
-def test_the_losses_import_torch_alone(name):
-    assert set(imported(ROOT / f"{name}.py")) == {"torch"}
+@pytest.mark.parametrize("name, found", [("probegan_losses", {"torch"}), ("feature_losses", {"torch"}),
+                                         ("label_losses", {"torch", "math"})])
+def test_the_losses_import_torch_alone(name, found):
+    assert set(imported(ROOT / f"{name}.py")) == found
 
 
 def test_the_files_import_nothing_of_ours():

@@ -280,6 +280,14 @@ def digits_root(tmp_path_factory):
     return str(root)
 
 
+def test_sideways_alone_each_row_stays_in_its_place():
+    """A spectrogram moved up is of a higher pitch: the classifiers of a data set of sounds are not shown that."""
+    rows = torch.arange(1, 33, dtype=torch.uint8)[:, None].expand(50, 1, 32, 32)
+    moved = augmented(rows, False, torch.Generator().manual_seed(0), vertical=False) * 255
+    assert torch.equal(moved.amax(3), rows.amax(3).float()) and (moved == 0).any((1, 2, 3)).float().mean() > 0.5
+    assert (augmented(rows, False, torch.Generator().manual_seed(0)).amax(3) * 255 != rows.amax(3)).any()
+
+
 def test_shift_moves_whole_images():
     image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5)
     seen = set()

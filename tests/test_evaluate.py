@@ -18,6 +18,7 @@ import evaluate
 import utils
 from BigGAN import make_generator
 from classifiers import build, load_classifier
+from classifiers.check import require_passed
 from datasets.attributes import Attribute, write_attributes
 from datasets.sources import sample_sha256
 from methods import find_method, make_config
@@ -73,10 +74,10 @@ def measure(world, monkeypatch):
     """A function that calls evaluate.py in this process with these flags, and the evaluator and the device."""
     monkeypatch.setattr(protocols, "PAIRS", 20)
     monkeypatch.setattr(protocols, "SUBSETS", 10)
+    monkeypatch.setattr(evaluate, "require_passed", lambda *_: None)  # the world's classifiers are untrained
 
     def call(*flags):
-        # the world's classifiers are untrained
-        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", "--skip_classifier_check", *flags]
+        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", *flags]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
         utils.run_main(evaluate.main)
     return call
@@ -393,8 +394,9 @@ def test_an_evaluator_in_another_order_judges_by_name_or_by_the_map(world, measu
             key: record["confusion"] for key, record in plain.items() if "confusion" in record}
 
 
-def test_an_evaluator_that_fails_its_check_is_refused(world, measure, capsys):
-    said = refused(measure, capsys, "--run", world / "run", "--num", 5, "--no-skip_classifier_check")
+def test_an_evaluator_that_fails_its_check_is_refused(world, measure, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "require_passed", require_passed)
+    said = refused(measure, capsys, "--run", world / "run", "--num", 5)
     assert "the evaluator" in said and "evaluator.pt fails its check" in said
 
 
@@ -541,7 +543,8 @@ def test_files_that_are_no_images_get_a_sentence(world, measure, capsys, tmp_pat
     for name in ("a", "b"):
         Image.new("L", (16, 16)).save(tmp_path / f"tree/7/{name}.png")
     assert "every image of class 7 is of one colour" in said()
-    for wrong, words in ((Image.new("L", (16, 20)), "1 channels of 16x20"), (Image.new("RGB", (16, 16)), "3 channels")):
+    red = Image.new("RGB", (16, 16), (9, 0, 0))
+    for wrong, words in ((Image.new("L", (16, 20)), "1 channels of 16x20"), (red, "3 channels")):
         wrong.save(tmp_path / "tree/7/b.png")
         assert words in said()
     (tmp_path / "tree/7/b.png").write_bytes(b"no image")

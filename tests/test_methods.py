@@ -19,8 +19,8 @@ from sampler import Sampler, make_sampler
 from utils import DATASETS, UserError, load_checkpoint
 
 CPU = torch.device("cpu")
-SMALL = {"G_ch": 2, "D_ch": 2, "dim_z": 6, "shared_dim": 8, "batch_size": 20, "num_D_steps": 1, "device": "cpu",
-         "ema_start": 1, "num_steps": 3}
+SMALL = {"G_ch": 2, "D_ch": 2, "dim_z": 6, "shared_dim": 8, "batch_size": 20, "num_D_steps": 1, "gp_every": 1,
+         "device": "cpu", "ema_start": 1, "num_steps": 3}
 SYNTHESES = ("robust_synthesis", "deep_inversion")
 
 
@@ -101,7 +101,7 @@ def test_a_method_stops_goes_on_draws_and_is_measured(world, tmp_path, method):
     assert (run / "samples_grid.png").is_file() and (run / "results.jsonl").is_file()
     drawn = make_sampler(load_checkpoint(run), CPU).drawn
     seen = [y for y in range(10) if y != 7]
-    expected = {"naive": [7], "robust_synthesis": [7], "deep_inversion": [7], "biggan": seen,
+    expected = {"naive": [7], "robust_synthesis": [7], "deep_inversion": [7], "biggan": seen, "labelled": seen,
                 "features": seen}.get(method, list(range(10)))
     assert drawn == expected
 
@@ -132,10 +132,10 @@ def test_syntheses_make_images_of_each_unseen_class(world):
 @pytest.mark.parametrize("changes, words", [
     ({"method": "bigan"}, "--method 'bigan' is not valid .did you mean 'biggan'"),
     ({"method": "degan", "oracle": True}, "--oracle trains on images of y., which --method degan is to do without"),
-    ({"method": "degan", "select": True}, "--select chooses among the checkpoints of probegan or naive"),
+    ({"method": "degan", "select": True}, "--select chooses among the checkpoints of probegan or naive or"),
     ({"method": "naive", "new_class": ["2", "7"]}, "--method naive draws one unseen class; 2 were given"),
     ({"method": "naive", "gan": "somewhere"}, "--gan is a setting of --method biggan_am, and this run is of --method"),
-    ({"method": "biggan", "num_images": 60}, "a setting of --method robust_synthesis and deep_inversion and degan"),
+    ({"method": "biggan", "num_images": 60}, "a setting of --method robust_synthesis and deep_inversion and degan and"),
     ({"G_new_coef": 2.0}, "setting 'G_new_coef' is unknown .did you mean 'G_new_coeff'"),
     ({"method": "biggan_am", "gan": ""}, "That run is made by train.py --method biggan"),
     ({"method": "deep_inversion", "num_images": 49}, "--num_images is 49; it must be at least 50"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from metrics.distances import (
     Moments,
-    am_score,
+    am_score_terms,
     effective_rank,
     effective_rank_terms,
     fid_infinity,
@@ -20,12 +20,13 @@ from metrics.distances import (
     ms_ssim,
     ms_ssim_betas,
     ms_ssim_pairs,
+    ms_ssim_pairs_of_five_scales,
     prdc_terms,
     precision_recall_density_coverage,
     vendi_score,
     vendi_terms,
 )
-from metrics.intervals import bootstrap, bootstrap_means, combine_seeds, kid_interval
+from metrics.intervals import bootstrap, bootstrap_means, combine_seeds, kid_interval, largest_mean
 from utils import UserError
 
 
@@ -271,6 +272,33 @@ def test_ms_ssim_pairs_are_of_different_images():
             ms_ssim(wrong, 10, generator())
 
 
+def test_ms_ssim_of_five_scales_by_hand():
+    # images of one colour: contrast and structure are 1, luminance is left, to the last scale's power
+    a, b = torch.full((1, 3, 32, 32), -0.2), torch.full((1, 3, 32, 32), 0.6)  # 0.4 and 0.8 of the range
+    luminance = (2 * 0.4 * 0.8 + 1e-4) / (0.4**2 + 0.8**2 + 1e-4)
+    assert ms_ssim_pairs_of_five_scales(a, b).item() == pytest.approx(luminance**0.1333, rel=1e-6)
+    # a checkerboard of pixels is grey after the first scale, where the window takes whole tiles of it
+    board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    taps = torch.exp(-(torch.arange(11.0).double() - 5).square() / (2 * 1.5**2))
+    lean = ((-1.0) ** torch.arange(11) * taps / taps.sum()).sum().item() ** 2  # of the window to one colour
+    variance = (1 - lean**2) / 4
+    same, apart = (ms_ssim_pairs_of_five_scales(board[None, None], other[None, None]).item()
+                   for other in (board, torch.zeros(32, 32)))
+    assert same == pytest.approx(1)
+    assert apart == pytest.approx((9e-4 / (variance + 9e-4)) ** 0.0448, rel=1e-6)
+    # a negative has covariances of the other sign: their absolute value makes it alike
+    assert ms_ssim_pairs_of_five_scales(board[None, None], -board[None, None]).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_ms_ssim_of_five_scales_takes_any_side():
+    noise = torch.rand(2, 1, 64, 64, generator=generator()) * 2 - 1
+    for side in (8, 16, 28, 64):
+        found = ms_ssim_pairs_of_five_scales(noise[:1, :, :side, :side], noise[1:, :, :side, :side]).item()
+        assert 0 < found < 1
+        assert ms_ssim_pairs_of_five_scales(noise[..., :side, :side], noise[..., :side, :side]).tolist() == \
+            pytest.approx([1, 1])
+
+
 # ---------------------------------------------------------------------------- class probabilities
 
 
@@ -284,17 +312,36 @@ def test_inception_score_terms():
     assert score == pytest.approx(math.exp(marginal - math.log(2) / 2))
 
 
-def test_am_score():
-    assert am_score(torch.eye(5), torch.eye(5)) == pytest.approx(0)
+def test_am_score_terms():
+    assert am_score_terms(torch.eye(5), torch.eye(5)) == (pytest.approx(0), pytest.approx(0), 0)
     train, made = [[1.0, 0], [0, 1], [0, 1], [0, 1]], [[0.8, 0.2], [0.2, 0.8]]
     doubt = -0.8 * math.log(0.8) - 0.2 * math.log(0.2)
-    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5) + doubt
-    assert am_score(made, train) == pytest.approx(wanted)
-    assert am_score(made, [0.25, 0.75]) == pytest.approx(wanted)  # the mean will do
-    assert am_score([[1.0, 0]], train) == math.inf
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    wanted = (pytest.approx(divergence + doubt), pytest.approx(divergence), pytest.approx(doubt))
+    assert am_score_terms(made, train) == wanted
+    assert am_score_terms(made, [0.25, 0.75]) == wanted  # the mean will do
+    assert am_score_terms([[1.0, 0]], train) == (math.inf, math.inf, 0)
+    uniform = torch.full((3, 4), 0.25)
+    assert am_score_terms(uniform, torch.eye(4)) == (pytest.approx(math.log(4)), 0, pytest.approx(math.log(4)))
+
+
+def test_am_score_of_weighted_rows_is_that_of_as_many_copies():
+    rows, train = [[0.8, 0.2], [0.1, 0.9]], [0.3, 0.7]
+    assert am_score_terms(rows, train, [0.5, 1.5]) == pytest.approx(am_score_terms([rows[0], *[rows[1]] * 3], train))
 
 
 # --------------------------------------------------------------------------------------- intervals
+
+
+def test_the_largest_mean_and_its_luck():
+    label, value, luck = largest_mean({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.0, 0.5])}, generator())
+    assert (label, value) == ("a", 2)  # b's mean never exceeds 0.5, a's is 1, 2, 2 or 3
+    assert luck["low"] == 1 and luck["high"] == 3 and abs(luck["bias"]) < 0.15
+    assert luck["noise"] == pytest.approx(math.sqrt(0.5), rel=0.1)
+    # of ten classes alike, the largest of means of n normal values exceeds their mean by 1.5388 / sqrt(n)
+    alike = {k: (row - row.mean()) / row.std() for k, row in enumerate(normal(10, 400))}
+    for size in (100, 25):
+        assert largest_mean(alike, generator(), size)[2]["bias"] == pytest.approx(1.5388 / math.sqrt(size), rel=0.1)
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval():

@@ -384,7 +384,7 @@ def test_training_mode_advances_spectral_norm_once_a_forward():
     assert torch.linalg.matrix_norm(weight.flatten(1), ord=2).item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("part", ["color", "translation", "cutout"])
+@pytest.mark.parametrize("part", ["color", "translation", "time", "cutout"])
 def test_diff_augment_changes_images_and_passes_gradients_twice(part):
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16, requires_grad=True)

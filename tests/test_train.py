@@ -362,6 +362,18 @@ def test_a_resumed_run_stays_in_its_folder(world, tmp_path):
     assert done.returncode == 2 and "a resumed run stays in its folder" in done.stderr
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_resuming_asks_again_whether_a_pickle_is_trusted(tmp_path, monkeypatch, again):
+    config, asked = make_config(dataset="digits", new_class=["7"], C_path="c.pt", C_trust=True, device="cpu"), []
+    monkeypatch.setattr("train.load_run", lambda path: {"config": config.as_dict()})
+    monkeypatch.setattr("train.start", lambda config, *_: asked.append(config))
+    monkeypatch.setattr("train.carry_out", lambda *_: None)
+    monkeypatch.setattr("train.tune", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(tmp_path), *["--C_trust"] * again])
+    main()
+    assert asked[0].C_trust is again
+
+
 def test_no_unseen_class_at_all(world):
     done = command(world, "--dataset", "digits", "--data_root", world)
     assert done.returncode == 2 and "no unseen class was given" in done.stderr
@@ -381,9 +393,11 @@ def test_wrong_classifiers(world, tmp_path, changes, words):
 def test_classes_are_matched_by_name_or_by_the_map(world, tmp_path):
     path = str(wrong_checkpoint(tmp_path / "other.pt", classes=list("9876543210")))
     assert training(world, C_path=path).task.C_labels.tolist() == list(range(9, -1, -1))
-    mapped = training(world, C_path=path, C_class_map=[*"0123456", "0", "none", "9"])
+    mapped = training(world, C_path=path, C_class_map=["none", *"123456", "0", "none", "9"])
     # '7' stands for the class that the classifier calls 0, its label 9
-    assert mapped.task.C_labels.tolist() == [9, 8, 7, 6, 5, 4, 3, 9, -1, 0]
+    assert mapped.task.C_labels.tolist() == [-1, 8, 7, 6, 5, 4, 3, 9, -1, 0]
+    with pytest.raises(UserError, match="gives the unseen class 7 the label 9, which is that of 0 too"):
+        training(world, C_path=path, C_class_map=[*"0123456", "0", "none", "9"])
 
 
 def test_a_classifier_with_more_classes_than_the_data_set(world, tmp_path):
