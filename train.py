@@ -10,7 +10,7 @@ import fcntl
 import os
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +167,11 @@ def locked(run):
     handle = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a run that was refused leaves no empty folder
+                os.rmdir(run)
     except BlockingIOError as error:
         raise UserError(f"another process trains in {run}; wait for it, or give another --run.") from error
     finally:

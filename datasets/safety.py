@@ -8,7 +8,7 @@ import h5py
 from utils import UserError
 
 # Pillow's other formats include programs (EPS) and readers of other files
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 PACKED = 256 * 2**20  # bytes of one image file
 PIXELS = 2**26  # of one image: 8192 x 8192
 

@@ -186,7 +186,7 @@ def test_own_images_without_splits_hold_out_a_share(tmp_path):
     (source / "pets" / "emu").mkdir()  # an empty class folder is a class
     done = command("pets", "--source", source, "--resolution", 16, "--channels", 1, "--data_root", tmp_path)
     assert done.returncode == 0, done.stderr
-    entry = re.search(r'"pets": (DatasetSpec\(.*\)),$', done.stdout, re.M)[1]
+    entry = re.search(r"'pets': (DatasetSpec\(.*\)),$", done.stdout, re.M)[1]
     spec = eval(entry, {"DatasetSpec": DatasetSpec})
     assert spec == DatasetSpec("pets", 16, 1, ("cat", "dog", "emu"))
     assert open_source(spec, tmp_path, "test").read(range(4))[:, 0, 0, 0].tolist() == [9, 19, 9, 19]

@@ -79,7 +79,7 @@ def test_a_run_writes_its_files_and_resumes_bit_exactly(world, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "No image of 7 was used: 20 images were left out" in done.stdout
     assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "classifier_check.json",
-                                                        "collapse.jsonl", "log.jsonl", "samples.png",
+                                                        "collapse.jsonl", "log.jsonl", "samples.png", "teachers.jsonl",
                                                        "checkpoints"}
     assert json.loads((whole / "config.json").read_text())["new_class"] == [7]
     audit = json.loads((whole / "audit.json").read_text())
