@@ -311,6 +311,11 @@ def make_config(**settings):
     nearest right name for an unknown key.
     """
     merged, of_data_set = merged_settings(settings)
+    # what the data set sets goes with its own number of D steps and its own draws
+    if "gp_every" in of_data_set and merged.get("num_D_steps", Config.num_D_steps) % merged["gp_every"]:
+        merged["gp_every"] = 1
+    if "balanced_y" in of_data_set and merged.get("unseen_share"):
+        merged["balanced_y"] = False
     config = Config.from_dict({key: value for key, value in merged.items()
                                if key in FIELDS or key not in of_data_set})
     n_classes = len(DATASETS[config.dataset].classes)

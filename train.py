@@ -166,18 +166,16 @@ def locked(run):
     Path(run).mkdir(parents=True, exist_ok=True)
     handle = os.open(run, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            yield
-        finally:
-            with suppress(OSError):  # a run that was refused leaves no empty folder
-                os.rmdir(run)
-    except BlockingIOError as error:
-        raise UserError(f"another process trains in {run}; wait for it, or give another --run.") from error
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process trains in {run}; wait for it, or give another --run.") from error
+        yield
     finally:
         os.close(handle)  # and with it the lock
-        if made and not any(Path(run).iterdir()):
-            Path(run).rmdir()
+        if made:
+            with suppress(OSError):  # it is not empty
+                os.rmdir(run)
 
 
 def checked_run(training, run):

@@ -114,7 +114,7 @@ def find_dataset(name):
         return name, []
     if base in DATASETS and left_out:
         return base, left_out.split("_")
-    raise UserError(f"data set '{name}' is not registered ({nearest(name, DATASETS)}). "
+    raise UserError(f"data set '{name}' is not registered ({nearest(base, DATASETS)}). "
                     "A data set is registered by one entry in utils.DATASETS.")
 
 

@@ -17,7 +17,7 @@ from step import acceptance, discriminator_step, draw_fakes, draw_latents, gener
 from utils import UserError
 
 BATCH, CLASSES, UNSEEN = 6, 4, 2
-SETTINGS = {"dataset": "digits", "new_class": (UNSEEN,), "G_ch": 2, "D_ch": 2, "dim_z": 12, "shared_dim": 8,
+SETTINGS = {"dataset": "C10", "new_class": (UNSEEN,), "G_ch": 2, "D_ch": 2, "dim_z": 12, "shared_dim": 8,
             "batch_size": BATCH, "init": "ortho", "diffaug": (), "num_D_steps": 4, "G_lr": 2e-4, "D_lr": 2e-4}
 
 

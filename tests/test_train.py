@@ -78,9 +78,9 @@ def test_a_run_writes_its_files_and_resumes_bit_exactly(world, tmp_path):
     done = start(world, whole, "--num_steps", 6, "--log_every", 1, "--save_every", 6)
     assert done.returncode == 0, done.stderr
     assert "No image of 7 was used: 20 images were left out" in done.stdout
-    assert {path.name for path in whole.iterdir()} == {"config.json", "audit.json", "classifier_check.json",
-                                                        "collapse.jsonl", "log.jsonl", "samples.png", "teachers.jsonl",
-                                                       "checkpoints"}
+    assert {path.name for path in whole.iterdir()} == {
+        "config.json", "audit.json", "classifier_check.json", "collapse.jsonl", "log.jsonl", "samples.png",
+        "teachers.jsonl", "checkpoints"}
     assert json.loads((whole / "config.json").read_text())["new_class"] == [7]
     audit = json.loads((whole / "audit.json").read_text())
     assert audit["images_per_class"]["7"] == 0 and audit["images_used"] == 180
@@ -368,7 +368,7 @@ def test_resuming_asks_again_whether_a_pickle_is_trusted(tmp_path, monkeypatch, 
     monkeypatch.setattr("train.load_run", lambda path: {"config": config.as_dict()})
     monkeypatch.setattr("train.start", lambda config, *_: asked.append(config))
     monkeypatch.setattr("train.carry_out", lambda *_: None)
-    monkeypatch.setattr("train.tune", lambda _: None)
+    monkeypatch.setattr("train.tune", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(tmp_path), *["--C_trust"] * again])
     main()
     assert asked[0].C_trust is again

@@ -13,7 +13,7 @@ G = SimpleNamespace(dim_z=4)
 
 
 def task(fed=range(10), **settings):
-    return make_task(make_config(dataset="digits", **settings), list(fed), range(10), 10, "cpu")
+    return make_task(make_config(dataset="C10", **settings), list(fed), range(10), 10, "cpu")
 
 
 def test_labels_come_in_their_shares():
