@@ -158,7 +158,7 @@ def make_discriminator(config, resolution, channels, n_classes, label_outputs=0,
     if config.networks == "dcgan":
         if not label_outputs:
             raise UserError("--networks dcgan has a head of class logits alone, and this method has another; leave it "
-                            "out, or give --method labelled.")
+                            "out.")
         return dcgan.Discriminator(resolution, channels, label_outputs, config.D_ch, deep=conditional)
     return Discriminator(resolution, channels, n_classes, config.D_ch, config.D_attn, config.init, config.SN_eps,
                          label_outputs)

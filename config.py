@@ -117,8 +117,8 @@ class Losses:
 class Networks:
     """G and D. What a checkpoint holds of it rebuilds them."""
 
-    networks: str = setting("biggan", "this project's, or AM-GAN's DCGAN pair for --method labelled, of which G_ch, "
-                            "D_ch and dim_z alone are settings", ("biggan", "dcgan"))
+    networks: str = setting("biggan", "this project's, or AM-GAN's DCGAN pair, where D has class logits alone; of "
+                            "that one G_ch, D_ch and dim_z are the only settings", ("biggan", "dcgan"))
     G_ch: int = setting(64, "width unit of G", least=1)
     D_ch: int = setting(64, "width unit of D", least=1)
     dim_z: int = setting(120, "dimension of the latent z", least=1)

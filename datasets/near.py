@@ -141,7 +141,7 @@ def compared(images, others, shown):
     """
     size = images.shape[-1]
     best = torch.einsum("nd,nvd->nv", middles(images), shown).argmax(1)
-    mirrored, side, down, right = torch.tensor(views(size), dtype=torch.float32)[best].T
+    mirrored, side, down, right = torch.tensor(views(size)).float()[best].T
     zoom = size / side
     found = correlation(images, *sampled(others, mirrored, zoom, down, right))
     place = torch.stack((zoom, down, right), 1)  # (n, 3), refined twice

@@ -33,8 +33,8 @@ class ProbeGANSettings(Settings):
     C_bound: float = setting(0.0, "most that the classifier may pull at a fake of a seen class, as a share of D's own "
                              "pull at it; not the paper's; 0 is no bound", least=0)
     C_bound_new: float = setting(0.0, "the same for y*, where C_bound is given", least=0)
-    spread_coeff: float = setting(0.0, "weight of what a class lacks of the spread of real images of a class; not the "
-                                  "paper's; 0 is off", least=0)
+    spread_coeff: float = setting(0.0, "weight of what a class lacks of the spread of real images of a class, among "
+                                  "the rows of one process; not the paper's; 0 is off", least=0)
 
 
 def check(config):

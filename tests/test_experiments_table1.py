@@ -141,7 +141,7 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     assert "(num was 50, is 60); give another --out" in capsys.readouterr().err
     monkeypatch.setitem(table1.SCALES["digits"], "small", TINY | {"all": TINY["all"] + " --G_lr 0.5"})
     assert call(*flags) == 2
-    assert "seed0 was made with other settings (G_lr was 0.001, is 0.5); give another --runs" in capsys.readouterr().err
+    assert "made with other settings (G_lr was 0.0005, is 0.5); give another --runs" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- what is run
@@ -179,23 +179,30 @@ def test_each_method_is_a_row_for_each_classifier(world, tmp_path, monkeypatch):
     assert gan.config["new_class"] == [9] and gan.config["seed"] == 1
 
 
+def flat(config):
+    """The settings of a run, its method's own beside the shared ones."""
+    return config | config["own"]
+
+
 def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypatch):
     base, _, *rows = rows_of(world, tmp_path, monkeypatch, "9", methods=["probegan"], variants=["all"])
     assert {row.key for row in rows} == {""} and base.labels == ("ProbeGAN", "robust")
     changed = {row.labels[0].removeprefix("ProbeGAN, "): {
-        key: value for key, value in row.runs[0].config.items() if value != base.runs[0].config[key]} for row in rows}
+        key: value for key, value in flat(row.runs[0].config).items() if value != flat(base.runs[0].config)[key]}
+        for row in rows}
     assert changed == {
         "no DiffAugment": {"diffaug": []},
         "DiffAugment colour, translation, cutout": {"diffaug": ["color", "translation", "cutout"]},
         "class weight rising": {"C_coeff": 0.1, "C_coeff_end": 1.0}, "class weight falling": {"C_coeff_end": 0.1},
-        "R1 penalty": {"penalty": "r1"}, "zero-centred penalty": {"penalty": "zero"},
-        "balanced classes": {"balanced_y": True}, "diversity term": {"diversity_coeff": 1.0},
+        "R1 penalty": {"penalty": "r1"}, "WGAN-GP's penalty": {"penalty": "wgan-gp", "gp_coeff": 10.0},
+        "classes as they come": {"balanced_y": False}, "classifier unbounded": {"C_bound": 0.0, "C_bound_new": 0.0},
+        "no spread term": {"spread_coeff": 0.0}, "diversity term": {"diversity_coeff": 1.0},
         "k = 2": {"new_class": [0, 9]}, "k = 3": {"new_class": [0, 1, 9]}}
     assert {row.labels[1] for row in rows} == {"robust"} and {row.group for row in rows} == {"9"}
 
 
 def test_a_variant_that_changes_nothing_has_no_row(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(table1.VARIANTS, "R1 penalty", "--penalty wgan-gp")
+    monkeypatch.setitem(table1.VARIANTS, "R1 penalty", "--penalty zero")
     rows = rows_of(world, tmp_path, monkeypatch, "7", variants=["R1 penalty"])
     assert rows and not any(row.labels[0].startswith("ProbeGAN, ") for row in rows)
 

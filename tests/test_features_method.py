@@ -24,6 +24,8 @@ from utils import DATASETS, UserError, load_checkpoint, save_torch, to_unit_rang
 
 CPU = torch.device("cpu")
 
+TWO = "test_features_method:two_features"
+
 
 def two_features(num_classes, channels):
     """A network of 16x16 images whose last linear layer is given their brightness, and how much brighter their right
@@ -59,7 +61,8 @@ def world(tmp_path_factory):
 
 def start(world, state=None, **settings):
     config = make_config(**{"dataset": "digits", "method": "features", "data_root": str(world),
-                            "C_path": str(world / "C.pt"), "device": "cpu", "precision": "fp32", "G_ch": 4, "D_ch": 4,
+                            "C_path": str(world / "C.pt"), "C_arch": TWO, "device": "cpu", "precision": "fp32",
+                            "G_ch": 4, "D_ch": 4,
                             "batch_size": 32, "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95,
                             **settings})
     return start_run(config, DATASETS["digits"], CPU, state)
@@ -162,8 +165,9 @@ def run(world, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("run")
         call(patch, train, "--dataset", "digits", "--method", "features", "--data_root", world, "--C_path",
-             world / "C.pt", "--evaluator", world / "E.pt", "--skip_classifier_check", "--device", "cpu", "--precision",
-             "fp32", "--G_ch", 4, "--D_ch", 4, "--batch_size", 32, "--num_D_steps", 1, "--num_steps", 3,
+             world / "C.pt", "--C_arch", TWO, "--evaluator", world / "E.pt", "--skip_classifier_check", "--device",
+             "cpu", "--precision", "fp32", "--G_ch", 4, "--D_ch", 4, "--batch_size", 32, "--num_D_steps", 1,
+             "--num_steps", 3,
              "--run", folder)
     return folder
 
@@ -215,7 +219,8 @@ def test_features_are_measured_of_runs_that_draw_from_them_alone(run, world, tmp
              y=np.arange(100) % 10, seed=np.arange(100))
     with pytest.raises(UserError, match="not drawn from features"):
         call(monkeypatch, evaluate, "--images", tmp_path / "x.npz", "--dataset", "digits", "--new_class", 7,
-             "--data_root", world, "--C_path", world / "C.pt", "--evaluator", world / "E.pt", "--num", 10, "--device",
+             "--data_root", world, "--C_path", world / "C.pt", "--C_arch", TWO, "--evaluator",
+             world / "E.pt", "--num", 10, "--device",
              "cpu", "--metrics", "feature_agreement")
 
 
@@ -234,4 +239,4 @@ def test_a_classifier_without_a_linear_last_layer(world):
     save_torch(world / "P.pt", {"arch": "test_features_method:pooled", "num_classes": 10, "channels": 1, "mean": [0.5],
                                 "resolution": 16, "std": [0.5], "state_dict": Pooled(10, 1).state_dict()})
     with pytest.raises(UserError, match="no linear last layer"):
-        start(world, C_path=str(world / "P.pt"))
+        start(world, C_path=str(world / "P.pt"), C_arch="test_features_method:pooled")

@@ -66,7 +66,8 @@ def steps(world, name, launcher, **changes):
 
 
 @pytest.mark.parametrize("changes", [
-    {"D2_reg_coeff": 0.0, "C_new_coeff": 2.0, "G_new_coeff": 3.0},
+    # the spread of a class is that of one process's rows
+    {"D2_reg_coeff": 0.0, "C_new_coeff": 2.0, "G_new_coeff": 3.0, "spread_coeff": 0.0},
     {"method": "naive", "num_D_accumulations": 2, "num_G_accumulations": 3, "augment": "flip_crop"},
 ], ids=["probegan", "naive, accumulated"])
 def test_two_processes_take_the_steps_of_one(world, changes):
@@ -126,7 +127,7 @@ def test_a_run_by_torchrun_writes_one_run_folder_stops_as_one_and_goes_on(world,
     assert done.returncode == 0, done.stderr[-2000:]
     assert load_checkpoint(run)["step"] == state["step"] + 2
     assert {path.name for path in run.iterdir()} == {"config.json", "audit.json", "classifier_check.json", "log.jsonl",
-                                                     "collapse.jsonl", "samples.png", "checkpoints"}
+                                                     "collapse.jsonl", "teachers.jsonl", "samples.png", "checkpoints"}
 
 
 @pytest.mark.parametrize("flags, words", [

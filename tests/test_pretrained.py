@@ -54,7 +54,8 @@ def test_the_launcher_holds_the_command_of_the_card(file):
     parser = Parser()
     add_flags(parser, TrainSettings)
     flags = parser.parse_args(shlex.split(f"{common} {line} --out pretrained/{file.name}"))
-    assert TrainSettings(**vars(flags)).command == card_of(file)["command"]
+    # made before --precision auto, which chooses bf16 where that is faster
+    assert TrainSettings(**vars(flags)).command == card_of(file)["command"].replace(" --precision bf16", "")
 
 
 @pytest.mark.parametrize("folder", LAUNCHERS)

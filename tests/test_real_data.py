@@ -10,6 +10,7 @@ import torch
 
 import evaluate
 from datasets.prepare import prepare
+from experiments.marker import PAPER
 from experiments.table1 import SCALES
 from methods import RunParser, make_config, start
 from train import train
@@ -35,7 +36,8 @@ def test_mnist_with_a_digit_unseen(shared_file, tmp_path, monkeypatch):
     evaluator = str(ROOT / "pretrained/mnist_evaluator.safetensors")
     config = make_config(**vars(RunParser("").parse_args([
         "--dataset", "MNIST", "--new_class", "7", "--data_root", str(tmp_path), "--device", "cpu", "--C_path",
-        str(ROOT / "pretrained/mnist_robust.safetensors"), *SCALES["MNIST"]["small"]["all"].split()])))
+        str(ROOT / "pretrained/mnist_robust.safetensors"), *SCALES["MNIST"]["small"]["all"].split(),
+        *f"--G_lr 1e-3 {PAPER}".split()])))
     run = start(config, DATASETS["MNIST"], torch.device("cpu"))
     assert run.audit["images_per_class"]["7"] == 0 and run.audit["unseen_images_left_out"] > 900
     train(run, tmp_path / "run")

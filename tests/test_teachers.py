@@ -12,7 +12,7 @@ from metrics.teachers import Teachers, alone, blind, pulls, told_apart
 from step import make_task
 from utils import DATASETS
 
-SETTINGS = {"dataset": "digits", "new_class": ["2"], "diffaug": (), "precision": "fp32", "D2_reg_coeff": 0.0}
+SETTINGS = {"dataset": "C10", "new_class": ["2"], "diffaug": (), "precision": "fp32", "D2_reg_coeff": 0.0}
 
 
 class Heads(nn.Module):
@@ -62,8 +62,9 @@ def test_icons_that_d_does_not_see_are_warned_of():
 
 def test_a_run_writes_it_at_each_save_and_its_course_is_not_moved(noise_world, tmp_path, monkeypatch):
     def run(name):
-        config = make_config(**{**SETTINGS, "new_class": ["7"]}, data_root=str(noise_world), save_every=1,
-                             C_path=str(noise_world / "C.pt"), G_ch=2, D_ch=2, batch_size=8, num_steps=2, device="cpu")
+        config = make_config(**{**SETTINGS, "dataset": "digits", "new_class": ["7"]}, save_every=1,
+                             data_root=str(noise_world), C_path=str(noise_world / "C.pt"), G_ch=2, D_ch=2,
+                             batch_size=8, num_steps=2, device="cpu")
         training = train.start(config, DATASETS["digits"], torch.device("cpu"))
         train.train(training, tmp_path / name)
         return training
