@@ -42,6 +42,7 @@ from utils import (
     to_unit_range,
 )
 
+TRUSTED = ("C_arch", "C_trust")
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
 
@@ -110,18 +111,18 @@ def save_feature_rows(path, sampler, faces, components, quantiles, seed):
     save_grid(path, rows, ["asked of", *faces[3]], heads=heads)
 
 
-def given_faces(folder, sampler, state, device):
+def given_faces(folder, sampler, state, device, trusted):
     """The images of a folder, as FeatureSampler.kept_faces gives its own.
 
-    Their features are asked of the classifier that the run was made with.
+    Their features are asked of the classifier that the run was made with; trusted: what the command line says of it.
     Raises UserError where there are none, or where that classifier is another.
     """
     _, channels, side = sampler.faces.shape[:3]
     files = image_files(Path(folder))
     if not files:
         raise UserError(f"--faces {folder} holds no image; give a folder of image files.")
-    settings = from_a_file(state["config"], {}, state["config"]["C_path"])
-    C = probed_classifier(Config.from_dict(settings), sampler.classes, device)
+    settings = from_a_file(state["config"], trusted, state["config"]["C_path"])
+    C = probed_classifier(Config.from_dict(settings | trusted), sampler.classes, device)
     if fingerprint(C.model) != sampler.classifier_sha256:
         raise UserError(f"the classifier {state['config']['C_path']} is not the one that this run was made with, and "
                         "its features mean other things; restore it.")
@@ -180,9 +181,11 @@ def main():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--sound", action="store_true", help="with --mode grid, of spectrograms: write their sound too")
     parser.add_argument("--out", type=Path, help="file or folder to write (default: samples_<mode>.png or .npz in RUN)")
+    add_flags(parser.add_argument_group("--faces: what may be run of the classifier's file"), names=TRUSTED)
     group = parser.add_argument_group("weights of BigGAN-PyTorch or ProbeGAN, instead of --checkpoint")
     add_flags(group, names=NETWORK_FLAGS)
     flags = vars(parser.parse_args())
+    trusted = {name: flags.pop(name) for name in TRUSTED if name in flags}
     network_flags = {name: flags.pop(name) for name in NETWORK_FLAGS if name in flags}
     checkpoint, mode, columns, seed = flags["checkpoint"], flags["mode"], flags["columns"], flags["seed"]
     if (checkpoint is None) == ("init_G" not in network_flags):
@@ -236,7 +239,7 @@ def main():
         save_class_walk(out, sampler, labels, columns, seed)
     elif mode == "features":
         faces = sampler.kept_faces(columns, seed) if flags["faces"] is None else \
-            given_faces(flags["faces"], sampler, state, sampler.device)
+            given_faces(flags["faces"], sampler, state, sampler.device, trusted)
         components = flags["components"] or range(min(3, len(sampler.space)))
         save_feature_rows(out, sampler, faces, components, flags["quantiles"], seed)
     else:

@@ -179,17 +179,11 @@ def test_each_method_is_a_row_for_each_classifier(world, tmp_path, monkeypatch):
     assert gan.config["new_class"] == [9] and gan.config["seed"] == 1
 
 
-def flat(config):
-    """The settings of a run, its method's own beside the shared ones."""
-    return config | config["own"]
-
-
 def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypatch):
     base, _, *rows = rows_of(world, tmp_path, monkeypatch, "9", methods=["probegan"], variants=["all"])
     assert {row.key for row in rows} == {""} and base.labels == ("ProbeGAN", "robust")
     changed = {row.labels[0].removeprefix("ProbeGAN, "): {
-        key: value for key, value in flat(row.runs[0].config).items() if value != flat(base.runs[0].config)[key]}
-        for row in rows}
+        key: value for key, value in row.runs[0].config.items() if value != base.runs[0].config[key]} for row in rows}
     assert changed == {
         "no DiffAugment": {"diffaug": []},
         "DiffAugment colour, translation, cutout": {"diffaug": ["color", "translation", "cutout"]},

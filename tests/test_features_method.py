@@ -191,7 +191,7 @@ def test_sample_draws_features(run, world, tmp_path, monkeypatch, capsys):
     for name, size in (("a.png", (16, 16)), ("b.png", (40, 30))):
         Image.fromarray(np.full(size, 90, np.uint8)).save(faces / name)
     call(monkeypatch, sample, "--checkpoint", run, "--mode", "features", "--faces", faces, "--device", "cpu", "--out",
-         tmp_path / "given.png")
+         tmp_path / "given.png", "--C_arch", TWO)
     assert capsys.readouterr().out.count("faces of 30x40 pixels are cropped to a square and resized to 16x16") == 1
     assert kept.width > 14 * 64 and Image.open(tmp_path / "given.png").width > 18 * 64
     for flags, message in ((["--components", 2], "principal component 2 does not exist.* 0 to 1"),
@@ -204,8 +204,8 @@ def test_sample_draws_features(run, world, tmp_path, monkeypatch, capsys):
 
 
 def test_evaluate_measures_agreement_and_walks(run, world, monkeypatch):
-    call(monkeypatch, evaluate, "--run", run, "--data_root", world, "--num", 50, "--device", "cpu", "--metrics",
-         "feature_agreement", "feature_walks", "recognition", "--report")
+    call(monkeypatch, evaluate, "--run", run, "--data_root", world, "--num", 50, "--device", "cpu", "--C_arch", TWO,
+         "--skip_classifier_check", "--metrics", "feature_agreement", "feature_walks", "recognition", "--report")
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     found = {record["metric"]: record for record in records}
     assert {"feature_ccc", "judged_feature_ccc@digits_evaluator", "walk_leakage"} <= found.keys()
@@ -221,7 +221,7 @@ def test_features_are_measured_of_runs_that_draw_from_them_alone(run, world, tmp
         call(monkeypatch, evaluate, "--images", tmp_path / "x.npz", "--dataset", "digits", "--new_class", 7,
              "--data_root", world, "--C_path", world / "C.pt", "--C_arch", TWO, "--evaluator",
              world / "E.pt", "--num", 10, "--device",
-             "cpu", "--metrics", "feature_agreement")
+             "cpu", "--skip_classifier_check", "--metrics", "feature_agreement")
 
 
 def test_a_classifier_without_a_linear_last_layer(world):
