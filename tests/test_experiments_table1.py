@@ -261,7 +261,7 @@ def test_a_signal_stops_the_run_which_is_resumed(call, pretend, tmp_path, capsys
     assert [w[0] for w in words] == ["--run", "--resume", "--run"] and "probegan" in words[1][1]
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(call, pretend, tmp_path, capsys):
+def test_a_run_that_another_process_holds_is_left_to_it(call, pretend, tmp_path, capsys, request):
     runs = tmp_path / "runs/digits_small"
     runs.mkdir(parents=True)
     # the other process ends once this one has trained what is left
@@ -270,6 +270,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(call, pretend, tmp_path,
             "while not Path(sys.argv[2]).exists():\n    time.sleep(0.05)\n")
     other = subprocess.Popen([sys.executable, "-c", code, runs / "probegan_robust_wo_7_seed0.lock",
                               runs / "naive_robust_wo_7_seed1/results.jsonl"], stdout=subprocess.PIPE)
+    request.addfinalizer(other.kill)
     other.stdout.readline()
     assert call("--methods", "probegan", "naive", "--seeds", 2) == 0 and other.wait(10) == 0
     assert [name for program, name, _ in calls_in(pretend) if program == "train"] == [
