@@ -81,17 +81,28 @@ def noise_world(tmp_path_factory):
 
 
 @pytest.fixture
-def fewer_processes(monkeypatch):
-    """Only the first call of each program by experiments/ is a process of its own: each spends seconds on imports."""
-    as_process, seen = engine.call, set()
-
+def no_processes(monkeypatch):
+    """experiments/ calls each program in this process, and so with the methods that a test registered."""
     def run(command, log, lock, stopped):
         program, words = (command[1], command[1:]) if command[0] == "-m" else (Path(command[0]).stem, command)
-        if program not in seen:
-            seen.add(program)
-            return as_process(command, log, lock, stopped)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", list(map(str, words)))
             importlib.import_module(program).main()
         return "", 1.0
+    monkeypatch.setattr(engine, "call", run)
+    return run
+
+
+@pytest.fixture
+def fewer_processes(monkeypatch, request):
+    """Only the first call of each program by experiments/ is a process of its own: each spends seconds on imports."""
+    as_process, seen = engine.call, set()
+    run_here = request.getfixturevalue("no_processes")
+
+    def run(command, *others):
+        program = command[1] if command[0] == "-m" else command[0]
+        if program in seen:
+            return run_here(command, *others)
+        seen.add(program)
+        return as_process(command, *others)
     monkeypatch.setattr(engine, "call", run)

@@ -16,6 +16,7 @@ import sample
 import train
 from classifiers import build
 from config import GROUPS, setting
+from experiments import table1
 from methods import METHODS, Method, Row, RunParser, Settings, load_run, make_config, read_config, register, start
 from utils import DATASETS, UserError, load_checkpoint, save_torch
 
@@ -83,6 +84,21 @@ def test_a_toy_method_trains_resumes_draws_and_is_measured(toy, noise_world, tmp
     with pytest.raises(UserError, match="--method 'toy' is not valid"):
         call(monkeypatch, train, "--resume", run)
     METHODS["toy"] = TOY
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_a_toy_method_has_a_row_in_the_table(toy, noise_world, tmp_path, monkeypatch):
+    monkeypatch.setitem(table1.SCALES["digits"], "small", {
+        "num": 50, "all": "--G_ch 1 --D_ch 1 --dim_z 6 --shared_dim 8 --batch_size 8 --num_D_steps 1 --num_steps 2 "
+                          "--ema_start 1 --device cpu --skip_classifier_check", "toy": "--toy_pull 2"})
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, table1, "--dataset", "digits", "--unseen", 7, "--methods", "toy", "--classifiers",
+             f"robust={noise_world / 'C.pt'}", "--evaluator", noise_world / "E.pt", "--data_root", noise_world,
+             "--seeds", 1, "--runs", tmp_path / "runs", "--out", tmp_path)
+    assert ended.value.code == 0, "".join(path.read_text() for path in tmp_path.rglob("*.log"))
+    assert "| Toy | robust | " in (tmp_path / "table1_digits.md").read_text()
+    run = tmp_path / "runs/digits_small/toy_robust_wo_7_seed0"
+    assert load_checkpoint(run)["config"]["own"] == {"toy_pull": 2.0, "toy_words": []}
 
 
 def test_the_registry_refuses_a_second_of_a_name_and_a_setting_with_two_meanings(toy):
