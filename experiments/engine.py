@@ -26,7 +26,7 @@ import torch
 
 from files import read_lines
 from methods import RunParser, make_config, read_config
-from utils import DATASETS, ROOT, UserError, checkpoint_files, nearest, stop_on_signal, write_json
+from utils import DATASETS, ROOT, UserError, checkpoint_files, nearest, replacing, stop_on_signal, write_json
 
 # settings that do not decide what a run computes
 INDIFFERENT = {"evaluator", "device", "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every",
@@ -397,3 +397,27 @@ def check_flags(flags, choices, **least):
     for name, lowest in {"seeds": 1, "slurm_time_min": 1, "processes": 1, **least}.items():
         if getattr(flags, name) is not None and getattr(flags, name) < lowest:
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be at least {lowest}.")
+
+
+# ------------------------------------------------------------------- experiments of which the answer is known
+
+
+def refuse_words(words, names):
+    """Raise UserError where flags of train.py hold a setting that each run has of its own."""
+    for name in names:
+        if f"--{name}" in words:
+            raise UserError(f"'--{name}' is not a flag of this command; each run has its own.")
+
+
+def conclude(found, parts, stem, report, shows):
+    """Write {stem}.json and {stem}.md of what was found and print it; ends with 0 where each of `parts` holds, else 1.
+
+    found: plain values, the command included. stem: seen from ROOT. report(found) -> Markdown. shows: what {stem}.png
+    shows.
+    """
+    write_json(ROOT / f"{stem}.json", found)
+    with replacing(ROOT / f"{stem}.md") as temporary:
+        temporary.write_text(report(found))
+    print(report(found))
+    print(f"look at {stem}.png: {shows}")
+    sys.exit(0 if all(part["holds"] for part in parts.values()) else 1)

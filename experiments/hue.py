@@ -32,9 +32,11 @@ from experiments.engine import (
     Run,
     classifier_path,
     complete_here,
+    conclude,
     from_root,
     plain_config,
     read_state,
+    refuse_words,
 )
 from experiments.marker import MAY_CHANGE, draw_fakes, refuse_other, subset
 from methods import load_run
@@ -44,12 +46,10 @@ from utils import (
     ROOT,
     UserError,
     choose_device,
-    replacing,
     run_main,
     save_grid,
     stop_on_signal,
     to_unit_range,
-    write_json,
 )
 
 LUMINANCE = 0.45  # of a coloured image, as a share of the grey one's: as bright as blue can be
@@ -221,18 +221,11 @@ def main():
         raise UserError(f"--dataset '{flags.dataset}' is not valid; give one of {', '.join(IMAGES)}.")
     if flags.num < 100:
         raise UserError(f"--num is {flags.num}; fewer than 100 fakes cannot show how hues are spread over {BINS} bins.")
-    for name in ("method", "C_path", "C_mean", "C_std", "data_root", "oracle"):
-        if f"--{name}" in words:
-            raise UserError(f"'--{name}' is not a flag of this command; each run has its own.")
+    refuse_words(words, ("method", "C_path", "C_mean", "C_std", "data_root", "oracle"))
     runs = from_root(flags.runs or f"runs/hue_{flags.dataset}")
     found = experiment(flags.dataset, flags.classifier, words, runs, flags.num)
     found["command"] = " ".join(["python -m experiments.hue", *sys.argv[1:]])
-    write_json(ROOT / runs / "hue.json", found)
-    with replacing(ROOT / runs / "hue.md") as temporary:
-        temporary.write_text(report(found))
-    print(report(found))
-    print(f"look at {runs / 'hue.png'}: real images, then y* in each run")
-    sys.exit(0 if all(part["holds"] for part in found["runs"].values()) else 1)
+    conclude(found, found["runs"], runs / "hue", report, "real images, then y* in each run")
 
 
 if __name__ == "__main__":

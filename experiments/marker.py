@@ -32,7 +32,17 @@ from classifiers.train import TrainSettings, fingerprint, hits_of
 from config import Parser
 from datasets import load_split
 from datasets.prepare import Split, write
-from experiments.engine import Measurement, Product, Run, complete_here, from_root, plain_config, read_state
+from experiments.engine import (
+    Measurement,
+    Product,
+    Run,
+    complete_here,
+    conclude,
+    from_root,
+    plain_config,
+    read_state,
+    refuse_words,
+)
 from files import append_lines
 from methods import load_run
 from metrics.recognition import rate
@@ -43,7 +53,6 @@ from utils import (
     ROOT,
     UserError,
     choose_device,
-    replacing,
     run_main,
     save_grid,
     stop_on_signal,
@@ -349,9 +358,7 @@ def main():
     parser.add_argument("--epochs", type=int, help="of the classifiers (default: 3 for MNIST, 20 for digits, else 15)")
     flags, words = parser.parse_known_args()
     runs, num, most, eps, epochs = (getattr(flags, name) for name in ("runs", "num", "images", "eps", "epochs"))
-    for name in SET_HERE:
-        if f"--{name}" in words:
-            raise UserError(f"'--{name}' is not a flag of this command; each of the three runs has its own.")
+    refuse_words(words, SET_HERE)
     config = plain_config(words)
     name, channels = config["dataset"], DATASETS[config["dataset"]].channels
     if len(config["new_class"]) != 1:
@@ -363,12 +370,8 @@ def main():
     runs, words = from_root(runs), (*shlex.split(QUICK.get(name, "")), *words)
     found = experiment(words, runs, num, most or (QUICK_IMAGES if name in QUICK else None),
                        eps or (0.5 if channels == 3 else 0.2), epochs or {"MNIST": 3, "digits": 20}.get(name, 15))
-    write_json(ROOT / runs / "marker.json", found)
-    with replacing(ROOT / runs / "marker.md") as temporary:
-        temporary.write_text(report(found))
-    print(report(found))
-    print(f"look at {runs / 'marker.png'}: a row of real images with the marker, then y* in each run")
-    sys.exit(0 if all(part["holds"] for part in found["conditions"].values()) else 1)
+    conclude(found, found["conditions"], runs / "marker", report,
+             "a row of real images with the marker, then y* in each run")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """The experiment with voices: the tone and its detector, the rows, and a very small table of each kind."""
 
 import functools
-import importlib
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -13,7 +11,6 @@ import pytest
 import torch
 
 from classifiers import build
-from experiments import engine
 from experiments import sound as experiment
 from layers import standing_statistics
 from metrics import sound as heard_of
@@ -51,16 +48,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def call(world, tmp_path, monkeypatch):
+def call(world, no_processes, tmp_path, monkeypatch):
     """A function that runs the experiment on the world with these flags, all in this process; gives its exit code."""
-    def here(command, log, lock, stopped):
-        name, words = (command[1], command[1:]) if command[0] == "-m" else (Path(command[0]).stem, command)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", list(map(str, words)))
-            importlib.import_module(name).main()
-        return "", 1.0
-
-    monkeypatch.setattr(engine, "call", here)
     # one pass in place of 16 spares most of the time
     monkeypatch.setattr("sampler.standing_statistics", functools.partial(standing_statistics, n_passes=1))
     for module in (heard_of, experiment):
