@@ -90,7 +90,7 @@ def plan(flags, evaluator):
             group, labels = "all", (NAMES[loss], labelling)
             own = f"{scale['labelled']} --method labelled --oracle --class_loss {loss} --labelling {labelling}"
             own += f" --num_images {flags.num}" if labelling == "dynamic" else ""
-        judge = evaluation(COLUMNS, without, evaluator, len(spec.classes), flags.num, MEASURED)
+        judge = evaluation(COLUMNS, without, (evaluator,), len(spec.classes), flags.num, MEASURED)
         runs = []
         for seed in range(flags.seeds):
             words = ("--dataset", flags.dataset, "--seed", str(seed), "--C_path", str(flags.classifier), "--evaluator",

@@ -108,7 +108,7 @@ def draw(row, run):
 def plan(flags, classifiers, evaluator):
     """The rows that were asked for. classifiers: {name: path}. Raises UserError as train.py would."""
     spec, home = DATASETS[flags.dataset], from_root(flags.runs) / flags.dataset
-    judge = evaluation(COLUMNS, "", evaluator, len(spec.classes), flags.num, MEASURED)
+    judge = evaluation(COLUMNS, "", (evaluator,), len(spec.classes), flags.num, MEASURED)
     rows = []
     for key in chosen("rows", flags.rows, ROWS):
         title, own = ROWS[key]

@@ -85,7 +85,7 @@ def plan(flags, classifiers):
     """The rows of the table. classifiers: {name: path}."""
     rows = []
     for y in dict.fromkeys(class_label(SPEC, name) for name in flags.unseen):
-        judge = evaluation(COLUMNS, SPEC.classes[y], flags.evaluator, len(SPEC.classes), flags.num, MEASURED)
+        judge = evaluation(COLUMNS, SPEC.classes[y], (flags.evaluator,), len(SPEC.classes), flags.num, MEASURED)
         for row in (method_rows()[key] for key in chosen("methods", flags.methods, METHODS)):
             for name in list(classifiers)[:1] if row.classifier == "first" else classifiers:
                 runs = tuple(make_run(flags, f"{row.key}_{name}_wo_{SPEC.classes[y]}_seed{seed}", y, seed,

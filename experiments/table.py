@@ -96,7 +96,10 @@ class Experiment:
 
 
 def figures_of(records, columns, unseen):
-    """{column: {value, low, high}} of one measurement's records, the interval over its images."""
+    """{column: {value, low, high}} of one measurement's records, the interval over its images.
+
+    Of several judges' records of a metric the last counts, that of all of them together.
+    """
     found = {}
     draws_seen = any(record.get("group") == "all seen" for record in records)
     for name, column in columns.items():
@@ -122,18 +125,22 @@ def weights_sha256(path, num_classes, _changed):
     return fingerprint(load_classifier(path, num_classes=num_classes).model)
 
 
-def judged_by(evaluator, num_classes, num):
-    """{num, evaluator_sha256}: the protocol of a measurement by an evaluator; the first alone while it is not made."""
-    path = ROOT / evaluator
-    known = {"evaluator_sha256": weights_sha256(path, num_classes, path.stat().st_mtime_ns)} if path.is_file() else {}
-    return {"num": num} | known
+def judged_by(judges, num_classes, num):
+    """{num, evaluator_sha256, judges_sha256}: the protocol of a measurement by judges, of which the first gives the
+    features; without what is not made yet, and without the last where one judge is all."""
+    made = [weights_sha256(ROOT / path, num_classes, (ROOT / path).stat().st_mtime_ns) for path in judges
+            if (ROOT / path).is_file()]
+    known = {"evaluator_sha256": made[0]} if made else {}
+    return {"num": num} | known | ({"judges_sha256": " ".join(made[1:])} if len(made) > 1 else {})
 
 
-def evaluation(columns, unseen, evaluator, num_classes, num, metrics):
-    """The Measurement by evaluate.py: `metrics` on `num` images a class, columns of the class `unseen`."""
-    make = (engine.EVALUATE, "--run", "{run}", "--evaluator", str(evaluator), "--num", str(num), "--metrics", *metrics)
+def evaluation(columns, unseen, judges, num_classes, num, metrics, more=()):
+    """The Measurement by evaluate.py: `metrics` on `num` images a class, columns of the class `unseen`; what counts as
+    recognised is what all judges recognise. more: further flags."""
+    make = (engine.EVALUATE, "--run", "{run}", "--evaluator", *map(str, judges), "--num", str(num), *more,
+            "--metrics", *metrics)
     return Measurement(make, functools.partial(figures_of, columns=columns, unseen=unseen),
-                       functools.partial(judged_by, evaluator, num_classes, num))
+                       functools.partial(judged_by, judges, num_classes, num))
 
 
 def combined(row, columns):

@@ -23,7 +23,7 @@ from experiments.engine import (
 )
 from experiments.table import Column, Experiment, Row, carry_out, evaluation
 from methods import METHODS
-from utils import DATASETS, class_label, run_main
+from utils import DATASETS, ROOT, class_label, run_main
 
 # num: images a class; all: flags of train.py for every run; a row's name: for its runs too
 SCALES = {
@@ -61,8 +61,8 @@ COLUMNS = {
 MEASURED = ("recognition", "adversarial_gap", "intra_fd", "fd", "precision_recall_density_coverage")
 TEXT = ("{num} images a class, features of the evaluator (SHA-256 {evaluator_sha256:.12}). In brackets the 95 % "
         "interval over seeds by Student's t, cut where no figure can be, or, where one seed is finished, over its "
-        "images. Recognised: by the evaluator; accepted: by the probed classifier; all but FD of all are of the unseen "
-        "class.")
+        "images. Recognised: by each of {judges} at once; accepted: by the probed classifier; all but FD of all are of "
+        "the unseen class.")
 
 
 def method_rows():
@@ -71,7 +71,14 @@ def method_rows():
     return {row.key: row for row in sorted(rows, key=lambda row: row.classifier == "each")}
 
 
-def plan(flags, classifiers, evaluator):
+def judges_of(dataset, given):
+    """The paths of the judges: those given, or the evaluator of pretrained/ and its robust one, where there is one."""
+    robust = from_root(ROOT / "pretrained" / f"{DATASETS[dataset].folder}_robust_evaluator.safetensors")
+    more = [robust] if not given and (ROOT / robust).is_file() else []
+    return [*(classifier_path(dataset, "evaluator", path) for path in given or [""]), *more]
+
+
+def plan(flags, classifiers, judges):
     """(rows, notes) of what was asked for. classifiers: {name: path}. Raises UserError as train.py would."""
     spec, scale = DATASETS[flags.dataset], SCALES[flags.dataset][flags.scale]
     home = from_root(flags.runs) / f"{flags.dataset}_{flags.scale}"
@@ -82,11 +89,11 @@ def plan(flags, classifiers, evaluator):
     def make_run(name, classifier, y, seed, own, k=1, needs=(), measured=True):
         labels = [str((y + i) % len(spec.classes)) for i in range(k)]
         words = ("--dataset", flags.dataset, "--new_class", *labels, "--seed", str(seed), "--C_path",
-                 str(classifiers[classifier or first]), "--evaluator", str(evaluator), "--data_root",
+                 str(classifiers[classifier or first]), "--evaluator", str(judges[0]), "--data_root",
                  str(from_root(flags.data_root)), *shlex.split(f"{scale['all']} {own}"))
         config = plain_config(words)
         path = home / "_".join(filter(None, (name, classifier, "wo", spec.classes[y], f"seed{seed}")))
-        judge = evaluation(COLUMNS, spec.classes[y], evaluator, len(spec.classes), flags.num, MEASURED)
+        judge = evaluation(COLUMNS, spec.classes[y], judges, len(spec.classes), flags.num, MEASURED)
         return Run("table1", path, words, config, bool(classifier), judge if measured else None, needs,
                    flags.processes if METHODS[config["method"]].losses else 1)
 
@@ -121,7 +128,8 @@ def main():
     parser.add_argument("--unseen", nargs="+", required=True, help="classes by label or name, a table each")
     parser.add_argument("--classifiers", nargs="+", default=["robust", "regular"], metavar="NAME",
                         help="probed ones: names in pretrained/, or NAME=PATH (default: robust regular)")
-    parser.add_argument("--evaluator", default="", help="the judge (default: that of pretrained/)")
+    parser.add_argument("--evaluator", nargs="+", default=[], metavar="PATH", help="judges: recognised is what "
+                        "all recognise, features are the first's (default: those of pretrained/)")
     parser.add_argument("--methods", nargs="+", default=["all"], metavar="NAME",
                         help=f"rows: {', '.join(method_rows())} or all; oracle and biggan are trained with the unseen "
                         "class present (default: all)")
@@ -137,11 +145,12 @@ def main():
     flags.num = scale["num"] if flags.num is None else flags.num
     given = dict(item.partition("=")[::2] for item in flags.classifiers)
     classifiers = {name: classifier_path(flags.dataset, name, path) for name, path in given.items()}
-    evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
-    rows, notes = plan(flags, classifiers, evaluator)
+    judges = judges_of(flags.dataset, flags.evaluator)
+    rows, notes = plan(flags, classifiers, judges)
     experiment = Experiment(f"table1_{flags.dataset}", "experiments.table1",
                             f"Table 1 on {flags.dataset}, scale {flags.scale}", TEXT, COLUMNS, expected=EXPECTED)
-    protocol = {"dataset": flags.dataset, "scale": flags.scale, "flags": scale}
+    protocol = {"dataset": flags.dataset, "scale": flags.scale, "flags": scale,
+                "judges": " and ".join(path.stem for path in judges)}
     carry_out(experiment, rows, flags, protocol, notes, gpus=int(flags.scale == "paper"))
 
 

@@ -18,7 +18,6 @@ With --unseen landbird it sees waterbirds on water alone. Writes waterbirds_<dat
 same command goes on.
 """
 
-import functools
 import json
 import shlex
 import sys
@@ -27,8 +26,6 @@ from pathlib import Path
 
 from config import Parser
 from experiments.engine import (
-    EVALUATE,
-    Measurement,
     Product,
     Run,
     add_engine_flags,
@@ -39,7 +36,7 @@ from experiments.engine import (
     plain_config,
     read_state,
 )
-from experiments.table import Column, Experiment, Row, carry_out, figures_of, judged_by
+from experiments.table import Column, Experiment, Row, carry_out, evaluation
 from metrics.report import percent
 from utils import DATASETS, ROOT, UserError, run_main, stop_on_signal
 
@@ -109,10 +106,8 @@ def plan(flags, classifiers, said):
     scale, evaluator, rows = SCALES[flags.scale], classifiers["evaluator"], []
     home = from_root(flags.runs) / scale["dataset"]
     for unseen in flags.unseen:
-        make = (EVALUATE, "--run", "{run}", "--evaluator", str(evaluator.path), "--num", str(flags.num), "--presence",
-                "place=water", "--metrics", *METRICS)
-        measurement = Measurement(make, functools.partial(figures_of, columns=columns_of(unseen), unseen=unseen),
-                                  functools.partial(judged_by, evaluator.path, 2, flags.num))
+        measurement = evaluation(columns_of(unseen), unseen, (evaluator.path,), 2, flags.num, METRICS,
+                                 ("--presence", "place=water"))
 
         def make_run(arm, seed, unseen=unseen, measurement=measurement):
             product = classifiers["balanced" if arm == NONE else arm]

@@ -153,7 +153,7 @@ def rows_of(world, tmp_path, monkeypatch, *unseen, **more):
                                "unseen": unseen, "methods": ["all"], "variants": [], "seeds": 2, "processes": 1,
                                **more})
     classifiers = {name: world / f"{name}.pt" for name in ("robust", "regular")}
-    return table1.plan(flags, classifiers, world / "evaluator.pt")[0]
+    return table1.plan(flags, classifiers, [world / "evaluator.pt"])[0]
 
 
 def test_each_method_is_a_row_for_each_classifier(world, tmp_path, monkeypatch):
