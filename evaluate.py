@@ -171,11 +171,17 @@ class Evaluation:
         self.extractor = self.judge
         if flags.features == "inception":
             self.extractor = InceptionFeatures(flags.inception_weights, device)
-        self.presence = Presence(flags.presence, self.dataset, self.data_root) if flags.presence else None
+        self.presence = self.make_presence() if flags.presence else None
         needs_real = flags.report or any("real" in metric.needs for metric in self.metrics)
         if needs_real:
             self.require_real()
         require_own(state, settings, self.probed, needs_real)
+
+    def make_presence(self):
+        """The Presence that the flags ask for, calibrated on fakes too where they name runs for that."""
+        states = {run: load_run(run) for run in self.flags.presence_calibration}
+        runs = {run: (state["config"], run_images(state, self.flags, self.device)) for run, state in states.items()}
+        return Presence(self.flags.presence, self.dataset, self.data_root, runs)
 
     def require_real(self):
         """Raise UserError where the training images are missing, before the time to generate any is spent."""
@@ -461,6 +467,9 @@ def check_flags(flags, overrides):
         raise UserError("--features inception needs the weights of the FID network, with --inception_weights PATH.")
     if flags.inception_weights and flags.features != "inception":
         raise UserError("--inception_weights was given without --features inception.")
+    if flags.presence_calibration and not flags.presence:
+        raise UserError("--presence_calibration is of fakes whose value is known, and --presence names none; give it "
+                        "too, as in --presence place=water.")
     if flags.images:
         if "dataset" not in overrides:
             raise UserError("--images needs --dataset, so that it is known what the images are compared with.")
@@ -499,6 +508,9 @@ def main():
                         help="measure the checkpoint that real images of the unseen class prefer, and say so")
     parser.add_argument("--presence", default="", metavar="NAME=VALUE",
                         help="value of an attribute of the data set to look for in the images, as place=water")
+    parser.add_argument("--presence_calibration", type=Path, nargs="+", default=[], metavar="RUN",
+                        help="runs with --oracle --only NAME=VALUE, of each value: a second figure is corrected for "
+                        "what the scorers miss in their fakes")
     parser.add_argument("--report", action="store_true", help="also write report.html, or compare.html")
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")

@@ -103,6 +103,23 @@ def balanced_rows(groups, each, generator):
                       for members in ((groups == g).nonzero()[:, 0] for g in groups.unique())])
 
 
+def correlated_rows(labels, values, share):
+    """Rows (int64) of images, a `share` of each class with the value that goes with the class, as water with the
+    waterbird, and the others with another.
+
+    labels, values: (N,) int64; value k goes with class k. For each share a class has the same number of images, the
+    most that all shares allow, and the images with its value at a lower share are among those at a higher one.
+    """
+    generator, rows = torch.Generator().manual_seed(0), []
+    for y in labels.unique():
+        own, other = (((labels == y) & fits).nonzero()[:, 0] for fits in (values == y, values != y))
+        count = min(len(own), len(other))
+        usual = round(share * count)
+        for members, n in ((own, usual), (other, count - usual)):
+            rows.append(members[torch.randperm(len(members), generator=generator)[:n]])
+    return torch.cat(rows)
+
+
 def groups_of_two(labels, present):
     """The group, class x presence, of each image, int64 (N,): labels (N,), present bool (N,)."""
     return 2 * labels + present.long()

@@ -33,6 +33,7 @@ from classifiers.groups import (
     OBJECTIVES,
     Objective,
     answers,
+    correlated_rows,
     following,
     group_accuracies,
     require_groups,
@@ -89,6 +90,9 @@ class TrainSettings:
     objective: str = setting("erm", "how groups of images are treated (classifiers/groups.py)", OBJECTIVES)
     groups: str = setting("", "attribute that, with the class, makes the groups; accuracies are told by group, and the "
                           "worst group on --validation chooses the epoch")
+    correlation: float = setting(0.0, "share of each class's training images that have the class's own value of "
+                                 "--groups, as waterbirds water; of equally many images for each share; 0 is off",
+                                 least=0)
     select: bool = setting(True, "with --groups, write the epoch best for the worst group; --no-select: the last")
     dro_step_size: float = setting(0.01, "dro: step size of the groups' weights", above=0)
     dro_adjustment: float = setting(0.0, "dro: C of C / sqrt(n), added to a group's loss where the weights move",
@@ -127,6 +131,9 @@ class TrainSettings:
             raise UserError(f"--objective {self.objective} treats groups of images; name the attribute that makes them "
                             "with --groups, as in --groups place.")
         parse_only(self.only)
+        if self.correlation and not (self.groups and self.correlation <= 1):
+            raise UserError(f"--correlation {self.correlation} is a share, at most 1, of images that have the value of "
+                            "--groups that goes with their class; give both, as in --correlation 0.9 --groups place.")
         if self.init and self.arch != "efficientnet-lite0":
             raise UserError(f"--init {self.init} is for --arch efficientnet-lite0, not {self.arch}.")
         if not self.out or Path(self.out).is_dir():
@@ -174,9 +181,9 @@ class Images:
     note: str = ""
 
 
-def load_images(settings, split, only=()):
-    """The Images of one split that have the values `only`, as TrainSettings say. Raises UserError as open_source does,
-    and for an attribute or a value that the split does not have."""
+def load_images(settings, split, only=(), correlation=0.0):
+    """The Images of one split that have the values `only` and, where given, the correlation, as TrainSettings say.
+    Raises UserError as open_source does, and for an attribute or a value that the split does not have."""
     name, left_out = find_dataset(settings.dataset)
     if left_out:
         raise UserError(f"'{settings.dataset}' leaves classes out; a classifier is trained and tested on all classes: "
@@ -188,17 +195,26 @@ def load_images(settings, split, only=()):
     kept = kept_rows(attributes, only, len(labels), where)
     require_classes(labels, kept, spec.classes, range(len(spec.classes)), only)
     rows, values, groups, names = kept.nonzero()[:, 0], None, None, ()
+
+    def paired(flag, attribute):
+        if len(attribute.values) != len(spec.classes):
+            raise UserError(f"{flag}: the attribute has the values {', '.join(attribute.values)}, and {name} has "
+                            f"{len(spec.classes)} classes; name one with a value for each class.")
+
     if settings.labels:
         attribute = find_attribute(attributes, settings.labels, where)
-        if len(attribute.values) != len(spec.classes):
-            raise UserError(f"--labels {settings.labels}: the attribute has the values {', '.join(attribute.values)}, "
-                            f"and {name} has {len(spec.classes)} classes; name one with a value for each class.")
+        paired(f"--labels {settings.labels}", attribute)
         labels = attribute.of
     labels = labels[rows]
     if settings.groups:
         attribute = find_attribute(attributes, settings.groups, where).only(rows)
         values, groups = attribute.of, groups_of(labels, attribute)
         names = group_names(spec.classes, settings.groups, attribute.values)
+        if correlation:
+            paired(f"--correlation with --groups {settings.groups}", attribute)
+            require_groups(groups, names, split, "--correlation draws from")
+            chosen = correlated_rows(labels, values, correlation)
+            rows, labels, values, groups = (part[chosen] for part in (rows, labels, values, groups))
     return Images(read_all(source, rows), labels, values, groups, names, note)
 
 
@@ -497,7 +513,8 @@ def train_classifier(settings):
     weights. Raises UserError for missing data, a batch larger than the set, or a loss that is not finite.
     """
     device, code = choose_device(settings.device), commit()
-    train, test = load_images(settings, settings.split, settings.only), load_images(settings, settings.test)
+    train = load_images(settings, settings.split, settings.only, settings.correlation)
+    test = load_images(settings, settings.test)
     require_apart(train, test, settings.split, f"--test {settings.test}")
     validation, objective = load_validation(settings, train), make_objective(settings, train, device)
     images, spec = train.images, DATASETS[settings.dataset]

@@ -125,13 +125,14 @@ def weights_sha256(path, num_classes, _changed):
     return fingerprint(load_classifier(path, num_classes=num_classes).model)
 
 
-def judged_by(judges, num_classes, num):
-    """{num, evaluator_sha256, judges_sha256}: the protocol of a measurement by judges, of which the first gives the
-    features; without what is not made yet, and without the last where one judge is all."""
+def judged_by(judges, num_classes, num, more=()):
+    """{num, evaluator_sha256, judges_sha256, flags}: the protocol of a measurement by judges, of which the first gives
+    the features, with further flags; without what is not made yet, and where one judge or no flag is all."""
     made = [weights_sha256(ROOT / path, num_classes, (ROOT / path).stat().st_mtime_ns) for path in judges
             if (ROOT / path).is_file()]
     known = {"evaluator_sha256": made[0]} if made else {}
-    return {"num": num} | known | ({"judges_sha256": " ".join(made[1:])} if len(made) > 1 else {})
+    known |= {"judges_sha256": " ".join(made[1:])} if len(made) > 1 else {}
+    return {"num": num} | known | ({"flags": " ".join(more)} if more else {})
 
 
 def evaluation(columns, unseen, judges, num_classes, num, metrics, more=()):
@@ -140,7 +141,7 @@ def evaluation(columns, unseen, judges, num_classes, num, metrics, more=()):
     make = (engine.EVALUATE, "--run", "{run}", "--evaluator", *map(str, judges), "--num", str(num), *more,
             "--metrics", *metrics)
     return Measurement(make, functools.partial(figures_of, columns=columns, unseen=unseen),
-                       functools.partial(judged_by, judges, num_classes, num))
+                       functools.partial(judged_by, judges, num_classes, num, more))
 
 
 def combined(row, columns):

@@ -13,9 +13,11 @@ robust and equally confident (the arms). Water in what it draws came out of the 
   dro        the same images, group DRO: the paper's DRO
   balanced   other images, in which the background says nothing of the bird: the negative control
   C_coeff 0  no classifier: what the GAN draws by itself
+  dose50     and dose75, 90, 95, 100: equally many images, of which that share of each bird is in its usual place
 
-With --unseen landbird it sees waterbirds on water alone. Writes waterbirds_<data set>.md, .json and .png; stopped, the
-same command goes on.
+With --unseen landbird it sees waterbirds on water alone. What the scorers of water miss in fakes is told by two GANs
+without a classifier, one of all birds on land and one of all on water. Writes waterbirds_<data set>.md, .json and .png;
+stopped, the same command goes on.
 """
 
 import json
@@ -37,6 +39,7 @@ from experiments.engine import (
     read_state,
 )
 from experiments.table import Column, Experiment, Row, carry_out, evaluation
+from metrics.presence import Presence
 from metrics.report import percent
 from utils import DATASETS, ROOT, UserError, run_main, stop_on_signal
 
@@ -50,7 +53,11 @@ ARMS = {
     "dro": "--objective dro --groups place",
     "balanced": "--split pool --objective reweight --groups place",
 }
+DOSES = {f"dose{share}": f"--split pool --correlation {share / 100} --groups place --no-select"
+         for share in (100, 95, 90, 75, 50)}
 NONE = "C_coeff 0"
+# in which a tuple stands for equals; of how many images of each bird are in their usual place
+ORDER = ("place", ("erm100", "dose100"), ("erm95", "dose95"), "dose90", ("dose75", "dro"), ("dose50", "balanced"), NONE)
 EVALUATOR = "--split pool --objective reweight --groups place --validation scorer --test calibration --arch vgg7 " \
             "--role evaluator --epochs 14 --ema_decay 0.99 --seed 1 --num_attacked 300"
 # num: images a class; all: flags of train.py for every run
@@ -62,17 +69,19 @@ SCALES = {"small": {"dataset": "waterbirds32", "arch": "resnet9", "num": 500, "a
 DIRECTIONS = {"waterbird": "land", "landbird": "water"}  # the unseen class, and the place of the seen one
 METRICS = ("recognition", "adversarial_gap", "presence", "precision_recall_density_coverage", "vendi")
 TEXT = ("Share of {num} fakes with water, corrected for the scorer's errors on real images of that class: by a scorer "
-        "of the whole image, of its border alone, of its colours alone. In brackets the 95 % interval over runs by "
-        "Student's t or, where one run is finished, over its images. Seen class: fakes of the same runs. Follows "
-        "place: how often the classifier's own answer is the place where bird and place disagree, on held-out images. "
-        "Recognised: by an evaluator of another architecture and seed (SHA-256 {evaluator_sha256:.12}). A row whose "
-        "unseen class the classifier does not accept says nothing of it.")
+        "of the whole image, of its border alone, of its colours alone. Calibrated on fakes: by the first, corrected "
+        "for its errors on fakes of two GANs, of which one saw land alone and one water. In brackets the 95 % interval "
+        "over runs by Student's t or, where one run is finished, over its images. Seen class: fakes of the same runs. "
+        "Follows place: how often the classifier's own answer is the place where bird and place disagree, on held-out "
+        "images. Recognised: by an evaluator of another architecture and seed (SHA-256 {evaluator_sha256:.12}). A row "
+        "whose unseen class the classifier does not accept says nothing of it.")
 
 
 def columns_of(unseen):
     """The columns of runs that draw `unseen`."""
     seen = next(name for name in DIRECTIONS if name != unseen)
     return {"water": Column("water in y*", "presence_whole"),
+            "by_fakes": Column("calibrated on fakes", "presence_whole_by_fakes"),
             "ring": Column("by the border", "presence_ring"), "colours": Column("by the colours", "presence_histogram"),
             "seen": Column("water in the seen class", "presence_whole", of=seen),
             "recognised": Column("recognised", "recognition"),
@@ -84,7 +93,7 @@ def classifiers_of(flags, names):
     """{arm or 'evaluator': Product} of these names."""
     scale, found = SCALES[flags.scale], {}
     for name in names:
-        own = EVALUATOR if name == "evaluator" else f"--arch {scale['arch']} {ROBUST} {ARMS[name]}"
+        own = EVALUATOR if name == "evaluator" else f"--arch {scale['arch']} {ROBUST} {(ARMS | DOSES)[name]}"
         path = from_root(flags.runs) / scale["dataset"] / f"{name}.safetensors"
         words = ("-m", "classifiers.train", "--dataset", scale["dataset"], "--data_root",
                  str(from_root(flags.data_root)), "--out", str(path), *shlex.split(own))
@@ -105,24 +114,39 @@ def plan(flags, classifiers, said):
     """The rows of the table. classifiers: {arm or 'evaluator': Product}; said: {arm: what stands beside it}."""
     scale, evaluator, rows = SCALES[flags.scale], classifiers["evaluator"], []
     home = from_root(flags.runs) / scale["dataset"]
+
+    def make_run(name, product, place, seed, own, measurement=None, needs=()):
+        words = ("--dataset", scale["dataset"], "--only", f"place={place}", "--seed", str(seed), "--C_path",
+                 str(product.path), "--evaluator", str(evaluator.path), "--data_root",
+                 str(from_root(flags.data_root)), *shlex.split(scale["all"]), *own)
+        return Run("waterbirds", home / f"{name}_seed{seed}", words, plain_config(words), bool(measurement),
+                   measurement, (product, evaluator, *needs), flags.processes)
+
+    # of both birds in one place, without the classifier: the place of their fakes is known
+    known = tuple(make_run(f"known_{place}", next(iter(classifiers.values())), place, 0,
+                           ("--oracle", "--C_coeff", "0", "--unseen_share", "0",
+                            "--skip_classifier_check")) for place in DIRECTIONS.values())
     for unseen in flags.unseen:
         measurement = evaluation(columns_of(unseen), unseen, (evaluator.path,), 2, flags.num, METRICS,
-                                 ("--presence", "place=water"))
-
-        def make_run(arm, seed, unseen=unseen, measurement=measurement):
-            product = classifiers["balanced" if arm == NONE else arm]
-            words = ("--dataset", scale["dataset"], "--new_class", unseen, "--only", f"place={DIRECTIONS[unseen]}",
-                     "--seed", str(seed), "--C_path", str(product.path), "--evaluator", str(evaluator.path),
-                     "--data_root", str(from_root(flags.data_root)), *shlex.split(scale["all"]),
-                     *(["--C_coeff", "0"] if arm == NONE else []))
-            path = home / "_".join((arm.replace(" ", "_"), "wo", unseen, f"seed{seed}"))
-            return Run("waterbirds", path, words, plain_config(words), True, measurement, (product, evaluator),
-                       flags.processes)
-
+                                 ("--presence", "place=water", "--presence_calibration",
+                                  *(str(run.path) for run in known)))
         for arm in flags.arms:
-            runs = tuple(make_run(arm, seed) for seed in range(flags.seeds))
+            product, own = classifiers["balanced" if arm == NONE else arm], ("--new_class", unseen)
+            own += ("--C_coeff", "0") if arm == NONE else ()
+            runs = tuple(make_run(f"{arm.replace(' ', '_')}_wo_{unseen}", product, DIRECTIONS[unseen], seed, own,
+                                  measurement, known) for seed in range(flags.seeds))
             rows.append(Row(unseen, (arm, said.get(arm, "")), arm, runs))
     return rows
+
+
+def real_ones(flags):
+    """A sentence a scorer: in how many held-out real images it sees water."""
+    dataset = SCALES[flags.scale]["dataset"]
+    birds = DATASETS[dataset].classes
+    for name, of in Presence("place=water", dataset, flags.data_root).calibration.items():
+        shares = (f"{percent(1 - of[y]['specificity']['rate'])} of {bird}s on land and "
+                  f"{percent(of[y]['sensitivity']['rate'])} on water" for y, bird in enumerate(birds))
+        yield f"- Real images in which the scorer '{name}' sees water, not corrected: {', '.join(shares)}."
 
 
 def make_classifiers(products):
@@ -142,17 +166,17 @@ def main():
     parser = Parser(prog="python -m experiments.waterbirds", description=__doc__)
     parser.add_argument("--unseen", nargs="+", default=["waterbird"], help="waterbird, landbird, or all "
                         "(default: waterbird)")
-    parser.add_argument("--arms", nargs="+", default=["all"], metavar="NAME",
-                        help=f"rows: {', '.join(ARMS)}, '{NONE}', or all (default: all)")
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, NONE], metavar="NAME", help=f"rows: {', '.join(ARMS)}, "
+                        f"'{NONE}', {', '.join(DOSES)}, or all (default: all but the doses)")
     parser.add_argument("--scale", default="small", help="small: 32 pixels, two CPU cores; paper: 64 (default: small)")
     parser.add_argument("--num", type=int, help="images a class (default: 500 small, 1000 paper)")
     add_engine_flags(parser, "waterbirds")
     flags = parser.parse_args()
     check_flags(flags, {"scale": SCALES}, num=50)
     flags.unseen = chosen("unseen", flags.unseen, DIRECTIONS)
-    flags.arms = chosen("arms", flags.arms, (*ARMS, NONE))
+    flags.arms = chosen("arms", flags.arms, (*ARMS, NONE, *DOSES))
     flags.num = flags.num or SCALES[flags.scale]["num"]
-    needed = [arm for arm in ARMS if arm in flags.arms or arm == "balanced" and NONE in flags.arms]
+    needed = [arm for arm in ARMS | DOSES if arm in flags.arms or arm == "balanced" and NONE in flags.arms]
     classifiers = classifiers_of(flags, [*needed, "evaluator"])
     cards = make_classifiers(classifiers)
     said = {arm: following(cards[arm], arm) for arm in needed}
@@ -160,9 +184,9 @@ def main():
     dataset = SCALES[flags.scale]["dataset"]
     experiment = Experiment(
         f"waterbirds_{dataset}", "experiments.waterbirds", f"Waterbirds at {DATASETS[dataset].resolution} pixels", TEXT,
-        columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": (*ARMS, NONE)})
-    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ROBUST, **ARMS}}
-    carry_out(experiment, rows, flags, protocol, gpus=int(flags.scale == "paper"))
+        columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": ORDER})
+    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ROBUST, **ARMS, **DOSES}}
+    carry_out(experiment, rows, flags, protocol, list(real_ones(flags)), gpus=int(flags.scale == "paper"))
 
 
 if __name__ == "__main__":

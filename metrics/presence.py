@@ -5,6 +5,9 @@ cue: `whole`, a small network; `ring`, the same with the centre of the image gre
 `histogram`, logistic regression on coarse colours. Their sensitivity and specificity, by class, are counted on other
 real images, and the rate that they find among generated ones is corrected for both (Rogan and Gladen, "Estimating
 prevalence from the results of a screening test", 1978). Where the three disagree in order, none is to be believed.
+
+A scorer may err otherwise on generated images than on real ones. So both rates may be counted on fakes too: of runs
+that were shown images of one value alone, and so can have drawn no other.
 """
 
 import hashlib
@@ -24,12 +27,13 @@ from classifiers import build
 from classifiers.groups import BATCH, Objective, groups_of_two, rate
 from classifiers.train import one_cycle
 from datasets import open_source, read_all
-from datasets.attributes import attributes_of, find_attribute
+from datasets.attributes import attributes_of, find_attribute, parse_only
 from layers import shift
 from metrics.intervals import LEVEL
 from utils import DATASETS, ROOT, UserError, find_dataset, load_torch, nearest, save_torch, to_unit_range
 
 SCORERS = ("whole", "ring", "histogram")
+BY_FAKES = "_by_fakes"  # after a scorer's name: calibrated on fakes
 TRAINED_ON, CALIBRATED_ON = "scorer", "calibration"  # splits of real images that no probed classifier was trained on
 CENTRE = 5 / 8  # of the side, greyed for `ring`
 STEPS, BATCH_SIZE, LR = 1200, 64, 0.05
@@ -39,7 +43,7 @@ LAYOUT = 1  # of the stored scorers
 
 @dataclass(frozen=True)
 class Labelled:
-    """Real images uint8 (N, C, H, W), their classes (N,), and whether each has the value, bool (N,)."""
+    """Images uint8 (N, C, H, W), their classes (N,), and whether each has the value, bool (N,)."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -64,6 +68,36 @@ def load_labelled(dataset, data_root, split, name, value):
                             f"{name} {value}, so that a scorer could not tell the value from the class; give images "
                             "with and without it.")
     return Labelled(read_all(source, torch.arange(len(source))), source.labels, present)
+
+
+def known_fakes(runs, dataset, name, value):
+    """The Labelled fakes of runs that were shown images of one value of the attribute `name` alone.
+
+    runs: {path: (the run's settings as plain values, its metrics.images.RunImages)}. Raises UserError for runs whose
+    fakes' value is not known, and where a class that they were shown is missing with the value, or without it.
+    """
+    spec, parts = DATASETS[find_dataset(dataset)[0]], {}
+    for path, (config, images) in runs.items():
+        if config["dataset"] != dataset:
+            raise UserError(f"--presence_calibration {path} draws {config['dataset']}, not {dataset}; give runs of one "
+                            "data set.")
+        only = parse_only(config.get("only", ()))
+        if name not in only:
+            raise UserError(f"--presence_calibration {path} was shown images of every {name}, so that what its fakes "
+                            f"hold is not known; give runs with --oracle --only {name}=VALUE.")
+        for label in images.drawn:
+            if label not in images.left_out:
+                parts.setdefault((label, only[name] == value), []).append(images.read(label, 0, images.num))
+    for label, of in enumerate(spec.classes):
+        for present in (True, False):
+            if (label, present) not in parts:
+                raise UserError(f"--presence_calibration has no fakes of {of} {'with' if present else 'without'} "
+                                f"{name} {value}; give a run with --oracle --only {name}="
+                                f"{value if present else 'ANOTHER'} for them.")
+    counts = [sum(map(len, part)) for part in parts.values()]
+    labels, present = (torch.tensor(column).repeat_interleave(torch.tensor(counts))
+                       for column in zip(*parts, strict=True))
+    return Labelled(torch.cat([images for part in parts.values() for images in part]), labels, present)
 
 
 # --------------------------------------------------------------------------------------- the scorers
@@ -222,10 +256,10 @@ class Presence:
     """Measures in how many images the value of an attribute is seen: trained scorers, calibrated by class.
 
     text: 'place=water'. The scorers are kept beside the data set, by the data and the settings that made them.
-    Raises UserError as load_labelled does.
+    runs: as known_fakes takes them, to calibrate on fakes too. Raises UserError as load_labelled and known_fakes do.
     """
 
-    def __init__(self, text, dataset, data_root):
+    def __init__(self, text, dataset, data_root, runs=None):
         self.name, _, self.value = text.partition("=")
         if not self.name or not self.value:
             raise UserError(f"--presence '{text}' names no attribute and value; give both, as in place=water.")
@@ -233,12 +267,17 @@ class Presence:
         self.scorers = stored_scorers(train, dataset, data_root)
         self.calibration = calibrate(
             self.scorers, load_labelled(dataset, data_root, CALIBRATED_ON, self.name, self.value))
+        if runs:
+            by_fakes = calibrate(self.scorers, known_fakes(runs, dataset, self.name, self.value))
+            self.calibration |= {name + BY_FAKES: known for name, known in by_fakes.items()}
 
     def rates(self, images, label):
-        """{scorer: {'found', 'corrected', 'sensitivity', 'specificity'}} of uint8 images of one class."""
-        result = {}
-        for name, seen in self.scorers.says(images).items():
-            known, found = self.calibration[name][label], rate(seen.sum(), len(seen))
+        """{scorer: {'found', 'corrected', 'sensitivity', 'specificity'}} of uint8 images of one class; calibrated on
+        fakes, where there are any, under '<scorer>_by_fakes'."""
+        result, says = {}, self.scorers.says(images)
+        for name, known in self.calibration.items():
+            seen = says[name.removesuffix(BY_FAKES)]
+            found, known = rate(seen.sum(), len(seen)), known[label]
             result[name] = {"found": found, "corrected": rogan_gladen(found, **known), **known}
         return result
 

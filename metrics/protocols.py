@@ -12,7 +12,7 @@ import torch
 from metrics import distances
 from metrics.intervals import bootstrap, bootstrap_means, kid_interval, largest_mean
 from metrics.measured import KEPT
-from metrics.presence import SCORERS
+from metrics.presence import BY_FAKES, SCORERS
 from metrics.recognition import confusion, rate, rate_difference
 from metrics.registry import register, short_number
 from utils import to_unit_range
@@ -372,16 +372,23 @@ def in_space(m, name, space):
 
 
 @register("presence", "Share of images in which the value of --presence is seen, by three scorers (the whole image, "
-          "its border, its colours), corrected for their errors on real images; neither way is better.",
-          needs=("presence",), parts=tuple(f"presence_{name}" for name in SCORERS))
+          "its border, its colours), corrected for their errors on real images, or on fakes (by_fakes); beside it the "
+          "share of those without the value in which it is seen (false_alarms); neither way is better.",
+          needs=("presence",), parts=tuple(f"presence_{name}{of}{more}" for name in SCORERS for of in ("", BY_FAKES)
+                                           for more in ("", "_false_alarms")))
 def presence(m):
     records, of = [], m.presence
     for label in m.images.drawn:
         for name, known in of.rates(m.pixels[label], label).items():
-            share = known["corrected"]
-            warning = "" if share["rate"] is not None else "The scorer is no better than chance on real images."
-            records.append(record(
-                f"presence_{name}@{of.name}={of.value}", math.nan if share["rate"] is None else share["rate"],
-                (share["low"], share["high"]), share["of"], m.classes[label], warning, found=known["found"]["rate"],
-                sensitivity=known["sensitivity"]["rate"], specificity=known["specificity"]["rate"]))
+            share, right, found = known["corrected"], known["specificity"], known["found"]["rate"]
+            warning = "" if share["rate"] is not None else "The scorer is no better than chance."
+            if share["high"] == 0 or share["low"] == 1:
+                warning = (f"Seen in {found:.1%} of {m.classes[label]}: more or fewer than the scorer's known errors "
+                           "explain, so that it errs otherwise on these images.")
+            records += [
+                record(f"presence_{name}@{of.name}={of.value}", math.nan if share["rate"] is None else share["rate"],
+                       (share["low"], share["high"]), share["of"], m.classes[label], warning, found=found,
+                       sensitivity=known["sensitivity"]["rate"], specificity=right["rate"]),
+                record(f"presence_{name}_false_alarms@{of.name}={of.value}", 1 - right["rate"],
+                       (1 - right["high"], 1 - right["low"]), right["of"], m.classes[label])]
     return records

@@ -315,6 +315,18 @@ def test_presence_of_a_value(world, measure, monkeypatch, capsys):
     assert record["sensitivity"] == record["specificity"] == 1
     assert record["value"] == pytest.approx(record["found"])
     assert record["low"] <= record["value"] <= record["high"]
+    assert found["presence_histogram_false_alarms@ink=much", "7"]["value"] == 0
+
+    # calibrated on the fakes of two runs, too, the one that is measured among them
+    known = [make_run(world, name, oracle=True, only=[f"ink={name}"], seed=k)
+             for k, name in enumerate(("much", "little"))]
+    found = results(known[0], measure, "--run", known[0], "--num", 24, "--presence", "ink=much", "--metrics",
+                    "presence", "--presence_calibration", *known)
+    for name in ("whole", "ring", "histogram"):
+        record = found[f"presence_{name}_by_fakes@ink=much", "7"]
+        assert record["sensitivity"] == record["found"] == found[f"presence_{name}@ink=much", "7"]["found"]
+        alarms = found[f"presence_{name}_by_fakes_false_alarms@ink=much", "7"]
+        assert alarms["value"] == 1 - record["specificity"] and alarms["n"] == 24
 
     shutil.copytree(run, world / "other", ignore=lambda *_: ["results.jsonl"])
     capsys.readouterr()
@@ -342,6 +354,7 @@ def refused(measure, capsys, *flags):
     (["--compare", "RUN"], "--compare was given one run"),
     (["--run", "RUN", "--metrics", "presence"], "--presence place=water"),
     (["--run", "RUN", "--presence", "place"], "names no attribute and value"),
+    (["--run", "RUN", "--presence_calibration", "RUN"], "--presence names none; give it too"),
     (["--run", "RUN", "--num", 0], "--num is 0"),
     (["--run", "nowhere"], "no checkpoint at nowhere"),
     (["--run", "RUN", "--evaluator", "missing.pt"], "missing.pt' does not exist"),

@@ -1,7 +1,9 @@
 """experiments/waterbirds.py: the arms differ in what they should alone; and the launcher, at 64 pixels."""
 
+import functools
 import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import h5py
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from classifiers import FrozenClassifier, build
 from classifiers.files import save_classifier
 from datasets.attributes import Attribute, write_attributes
-from experiments.waterbirds import ARMS, NONE, SCALES, classifiers_of, following, plan
+from experiments.waterbirds import ARMS, DOSES, NONE, ORDER, SCALES, classifiers_of, following, plan
 from methods import load_run
+from sampler import make_sampler
 from utils import ROOT
 
 
@@ -39,17 +43,30 @@ def test_runs_of_the_arms_differ_in_classifier_and_seed_alone(tmp_path):
             assert config.pop("C_coeff") == (0.0 if arm == NONE else 1.0)
         assert len({json.dumps(config) for config in configs.values()}) == 1
     assert len({run.path for row in rows for run in row.runs}) == 24
+    known = {run.config["only"][0]: run for row in rows for runs in row.runs for run in runs.needs[2:]}
+    assert set(known) == {"place=land", "place=water"}
+    for run in known.values():  # they draw both birds, and the classifier says nothing
+        assert run.config["oracle"] and not run.config["new_class"] and not run.probes and run.config["C_coeff"] == 0
+        assert all(str(run.path) in row.runs[0].measurement.make for row in rows)
 
 
 def test_classifiers_differ_in_their_arm_alone(tmp_path):
-    products = classifiers_of(flags_of(tmp_path), [*ARMS, "evaluator"])
-    for name, own in ARMS.items():
+    products = classifiers_of(flags_of(tmp_path), [*ARMS, *DOSES, "evaluator"])
+    for name, own in (ARMS | DOSES).items():
         command = products[name].about["command"]
         assert command.endswith(own) and f"/{name}.safetensors" in command
         others = command.replace(own, "").replace(f"{name}.safetensors", "")
         assert others == products["dro"].about["command"].replace(ARMS["dro"], "").replace("dro.safetensors", "")
     assert "--role evaluator" in products["evaluator"].about["command"]
     assert "resnet9" not in products["evaluator"].about["command"]
+
+
+def test_the_expected_order_has_every_row():
+    """More water the more of a classifier's birds were in their usual place."""
+    named = [key for keys in ORDER for key in ((keys,) if isinstance(keys, str) else keys)]
+    assert sorted(named) == sorted([*ARMS, *DOSES, NONE])
+    places = [next(i for i, keys in enumerate(ORDER) if name in keys) for name in DOSES]
+    assert places == sorted(set(places))
 
 
 def test_following_is_of_the_place_in_every_arm():
@@ -77,19 +94,40 @@ def birds(tmp_path_factory):
     return root
 
 
-def launch(*words):
-    return subprocess.run([ROOT / "scripts/launch_waterbird_zerogan.sh", *map(str, words)], capture_output=True,
-                          text=True, timeout=900)
+def launch(root, *words):
+    return subprocess.run([root / "scripts/launch_waterbird_zerogan.sh", *map(str, words)], capture_output=True,
+                          text=True, timeout=60)
 
 
-def test_the_launcher_runs_the_releases_settings_at_64_pixels(birds, tmp_path):
+@pytest.fixture
+def launched(tmp_path):
+    """A function of the launcher's words that gives those of train.py: of a checkout whose python only says them."""
+    script = ROOT / "scripts/launch_waterbird_zerogan.sh"
+    for name, text in ((f"scripts/{script.name}", script.read_text()),
+                       (".venv/bin/python", "#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def words_of(*words):
+        done = launch(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+    return words_of
+
+
+def test_the_launcher_runs_the_releases_settings_at_64_pixels(birds, launched, tmp_path, monkeypatch):
     """Twenty steps of them, with narrow networks and small batches."""
-    done = launch("waterbird", 64, "erm", "--run", tmp_path / "run", "--data_root", birds, "--C_path", birds / "C.pt",
-                  "--skip_classifier_check", "--num_steps", 20, "--G_ch", 1, "--D_ch", 1, "--batch_size", 2,
-                  "--dim_z", 20, "--shared_dim", 8, "--save_every", 20, "--device", "cpu", "--precision", "fp32")
-    assert done.returncode == 0, done.stderr
+    words = launched("waterbird", 64, "erm", "--run", tmp_path / "run", "--data_root", birds, "--C_path",
+                     birds / "C.pt", "--skip_classifier_check", "--num_steps", 20, "--G_ch", 1, "--D_ch", 1,
+                     "--batch_size", 2, "--dim_z", 20, "--shared_dim", 8, "--save_every", 20, "--device", "cpu",
+                     "--precision", "fp32")
+    # of 100 images at once, attention over 64 x 64 positions takes gigabytes
+    monkeypatch.setattr(train, "make_sampler", functools.partial(make_sampler, batch_size=4))
+    monkeypatch.setattr(sys, "argv", words)
+    train.main()
     state = load_run(tmp_path / "run")
-    assert state["step"] == 20
+    assert words[0] == "train.py" and state["step"] == 20
     wanted = {"num_D_steps": 2, "G_lr": 5e-5, "D_lr": 2e-4, "beta1": 0.0, "beta2": 0.999, "adam_eps": 1e-6,
               "SN_eps": 1e-6, "BN_eps": 1e-5, "init": "ortho", "G_attn": "64", "ema_decay": 0.9999,
               "ema_start": 20_000, "D2_reg_coeff": 1e-4, "C_coeff": 1.0, "only": ["place=land"]}
@@ -107,5 +145,5 @@ def test_the_launcher_runs_the_releases_settings_at_64_pixels(birds, tmp_path):
                                             (["duck", 64, "erm"], "'duck' is neither"),
                                             (["waterbird", 48, "erm"], "'48' is not prepared")])
 def test_what_the_launcher_cannot_start(words, message):
-    done = launch(*words)
+    done = launch(ROOT, *words)
     assert done.returncode == 2 and message in done.stderr

@@ -14,6 +14,7 @@ from classifiers.groups import (
     GroupDRO,
     Objective,
     balanced_rows,
+    correlated_rows,
     following,
     group_accuracies,
     rate,
@@ -21,7 +22,7 @@ from classifiers.groups import (
     set_confidence,
     worst_group,
 )
-from classifiers.train import TrainSettings, train_classifier
+from classifiers.train import TrainSettings, load_images, train_classifier
 from datasets.attributes import Attribute, groups_of, write_attributes
 from utils import DATASETS, DatasetSpec, UserError, load_torch
 
@@ -90,6 +91,20 @@ def test_balanced_rows_are_without_replacement():
 
 
 # --------------------------------------------------------------------------------------- measuring
+
+
+def test_a_correlation_takes_as_many_images_for_each_share():
+    """Class 0: 5 with its own value and 3 without; class 1: 2 and 8. So 3 and 2 of them, whatever the share."""
+    labels = torch.tensor([0] * 8 + [1] * 10)
+    values = torch.tensor([0] * 5 + [1] * 3 + [1] * 2 + [0] * 8)
+    usual = {}
+    for share, counts in ((0.5, [2, 1, 1, 1]), (0.7, [2, 1, 1, 1]), (0.9, [3, 0, 2, 0]), (1.0, [3, 0, 2, 0])):
+        rows = correlated_rows(labels, values, share)
+        assert len(rows.unique()) == len(rows) == 5 and rows.equal(correlated_rows(labels, values, share))
+        own = labels[rows] == values[rows]
+        assert [int(((labels[rows] == y) & (own == fits)).sum()) for y in (0, 1) for fits in (True, False)] == counts
+        usual[share] = set(rows[own].tolist())
+    assert usual[0.5] < usual[0.9]
 
 
 def test_rates_by_group_and_the_worst():
@@ -262,6 +277,16 @@ def test_only_filters_the_training_images_alone(world):
     assert card["test_images"] == 400 and "--only fits=yes" in card["command"] and "--no-select" in card["command"]
 
 
+def test_a_correlation_is_of_the_training_images_alone(world):
+    own = settings(world, correlation=1.0, epochs=1, select=False, batch_size=8, num_attacked=1)
+    _, card = train_classifier(own)
+    all_usual = list(card["groups"]["train_images"].values())
+    half = torch.bincount(load_images(own, "train", (), 0.5).groups, minlength=4).tolist()
+    assert all_usual == [half[0] + half[1], 0, 0, half[2] + half[3]] and card["train_images"] == sum(half)
+    assert all(abs(half[k] - half[k + 1]) <= 1 for k in (0, 2))
+    assert card["test_images"] == 400 and "--correlation 1.0" in card["command"]
+
+
 def test_a_stopped_training_goes_on_with_the_groups_weights(world, monkeypatch):
     """Stopped in the second epoch and started again, dro ends in the weights of a training that was not."""
     whole, _ = train_classifier(settings(world, objective="dro", epochs=3))
@@ -296,6 +321,10 @@ def test_a_stopped_training_goes_on_with_the_groups_weights(world, monkeypatch):
     ({"groups": "plac"}, "no attribute 'plac' .did you mean 'place'"),
     ({"labels": "three"}, "values a, b, c, and colours has 2 classes"),
     ({"objective": "dro", "only": ("fits=yes",)}, "train images have none of the group low, place high; high, place"),
+    ({"correlation": 0.9, "groups": ""}, "--correlation 0.9 is a share, at most 1"),
+    ({"correlation": 1.1}, "--correlation 1.1 is a share, at most 1"),
+    ({"correlation": 0.9, "groups": "three"}, "--correlation with --groups three: the attribute has the values a, b"),
+    ({"correlation": 0.9, "only": ("fits=yes",)}, "low, place high; high, place low, which --correlation draws from"),
     ({"only": ("fits=maybe",)}, "no value 'maybe'"),
     ({"only": ("fits",)}, "is no filter"),
     ({"split": "val"}, "--split val is what --validation names"),

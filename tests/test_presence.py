@@ -103,6 +103,49 @@ def test_a_planted_value_is_found_in_its_share(birds, monkeypatch):
     assert again.calibration == measured.calibration and len(list((birds / "ponds/statistics").iterdir())) == 1
 
 
+class Fakes:
+    """A run's images, in the place of metrics.images.RunImages: of each class `num`, with water or without."""
+
+    left_out, num = [], 100
+
+    def __init__(self, wet, drawn=(0, 1)):
+        self.drawn, (images, labels, water) = drawn, world_images(1000, 4)
+        self.images = {y: images[(labels == y) & (water == wet)] for y in drawn}
+
+    def read(self, label, start, stop):
+        return self.images[label][start:stop]
+
+
+def test_fakes_of_known_value_calibrate_too(birds, monkeypatch):
+    """Runs that were called by the wrong value: a scorer that is right on real images is always wrong on theirs."""
+    monkeypatch.setattr(presence, "STEPS", 40)
+    wet, dry = ({"dataset": "ponds", "only": (f"place={value}",)} for value in ("water", "land"))
+    right = Presence("place=water", "ponds", birds, {"a": (wet, Fakes(1)), "b": (dry, Fakes(0)), "c": (dry, Fakes(0))})
+    wrong = Presence("place=water", "ponds", birds, {"a": (wet, Fakes(0)), "b": (dry, Fakes(1))})
+    for name in presence.SCORERS:
+        assert right.calibration[name] == wrong.calibration[name]  # that of real images
+        for label in (0, 1):
+            known, inverted = (of.calibration[f"{name}_by_fakes"][label] for of in (right, wrong))
+            assert (known["sensitivity"]["of"], known["specificity"]["of"]) == (100, 200)
+            assert min(share["rate"] for share in known.values()) > 0.9 > 0.1 > inverted["sensitivity"]["rate"]
+    images, labels, water = world_images(500, 9)
+    found = right.rates(images[labels == 1], 1), wrong.rates(images[labels == 1], 1)
+    truth = water[labels == 1].float().mean().item()
+    assert found[0]["whole"] == found[1]["whole"] and found[1]["whole_by_fakes"]["corrected"]["rate"] is None
+    assert found[0]["whole_by_fakes"]["corrected"]["rate"] == pytest.approx(truth, abs=0.05)
+
+
+@pytest.mark.parametrize("config, drawn, message", [
+    ({"dataset": "lakes", "only": ()}, (0, 1), "draws lakes, not ponds"),
+    ({"dataset": "ponds"}, (0, 1), "RUN was shown images of every place, so that what its fakes hold is not known"),
+    ({"dataset": "ponds", "only": ("place=water",)}, (0, 1), "no fakes of dark without place water"),
+    ({"dataset": "ponds", "only": ("place=land",)}, (1,), "no fakes of dark with place water; give a run"),
+])
+def test_fakes_of_unknown_value_are_refused(birds, config, drawn, message):
+    with pytest.raises(UserError, match=message):
+        presence.known_fakes({"RUN": (config, Fakes(0, drawn))}, "ponds", "place", "water")
+
+
 @pytest.mark.parametrize("text, message", [
     ("place", "names no attribute and value"), ("plac=water", "did you mean 'place'"),
     ("place=watr", "no value 'watr' .did you mean 'water'"),
