@@ -215,6 +215,11 @@ def read_table(text, files, columns, where):
         empty = [name for name in needed if not row[name]]
         if empty:
             raise UserError(f"line {line} of {where} ({row[columns.file]}) has no {', '.join(empty)}; fill it in.")
+        for name in columns.attributes:
+            valid = columns.names.get(name)
+            if valid and row[name] not in valid:
+                raise UserError(f"line {line} of {where} ({row[columns.file]}) has the {name} '{row[name]}' "
+                                f"({nearest(row[name], valid)}).")
         split = columns.value(row, columns.split) if columns.split in found else "train"
         if split not in SPLITS:
             raise UserError(f"line {line} of {where} has the split '{split}' ({nearest(split, SPLITS)}).")

@@ -81,6 +81,10 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
         raise UserError(f"'{name}' cannot name a data set: use letters, digits, - and _.")
     if how and how not in LAYOUTS:
         raise UserError(f"--layout {how} is unknown ({nearest(how, LAYOUTS)}).")
+    if attributes and source is None:
+        raise UserError(f"--attributes {' '.join(attributes)} are columns of a CSV in --source; give the source, too.")
+    if drop_mislabelled and not name.startswith("waterbirds"):
+        raise UserError(f"--drop_mislabelled is of waterbirds, whose species are known, not of {name}; leave it out.")
     if not 0 <= test_share < 1:
         raise UserError(f"--test_share is {test_share}; it must be at least 0 and below 1.")
     spec = next((spec for spec in DATASETS.values() if spec.folder == name), None)

@@ -23,12 +23,19 @@ FIGURES = (
      "nothing was elicited, and the row says nothing of the classifier"),
     ("presence", "presence_whole", "value", True, "share in which the attribute's value is seen, corrected for the "
      "scorer's errors on real images"),
-    ("presence, border alone", "presence_ring", "value", True, "the same, by a scorer that does not see the centre"),
-    ("presence, colours alone", "presence_histogram", "value", True, "the same, by the colours of the whole image"),
+    ("presence, seen classes", "presence_whole", "value", True, "the same in the run's images of the other classes: "
+     "the value is no memory of the class where it is as frequent there"),
+    ("false alarms", "presence_whole_false_alarms", "value", True, "share of real images of the class without the "
+     "value in which that scorer sees it"),
+    ("presence, by fakes", "presence_whole_by_fakes", "value", True, "as presence, corrected for the scorer's errors "
+     "on fakes of known value"),
+    ("presence, border alone", "presence_ring", "value", True, "as presence, by a scorer that does not see the centre"),
+    ("presence, colours alone", "presence_histogram", "value", True, "as presence, by the colours of the whole image"),
     ("recall", "recall", "value", True, "share of real images of the class that lie among the drawn ones"),
     ("coverage", "coverage", "value", True, "share of real images with a drawn one in their neighbourhood"),
     ("variety", "vendi", "value", False, "effective number of different images"),
 )
+OF_OTHERS = ("presence, seen classes",)  # headings of figures of the other classes, their mean
 NOT_PROVED = (
     "A row is one run. Another seed is another generator: a difference between rows is one between classifiers only "
     "where several runs of each show it.",
@@ -41,10 +48,13 @@ def figures_of(records, label):
     """{heading: {'value', 'low', 'high', 'share'}} of a class, from lines of results.jsonl, the last of each metric."""
     found = {}
     for heading, metric, key, share, _ in FIGURES:
-        own = [record for record in records if record["metric"].split("@")[0] == metric and record["class"] == label]
-        if own and own[-1].get(key) is not None:
-            ends = (own[-1]["low"], own[-1]["high"]) if key == "value" else (None, None)
-            found[heading] = {"value": own[-1][key], "low": ends[0], "high": ends[1], "share": share}
+        last = {record["class"]: record for record in records if record["metric"].split("@")[0] == metric
+                and record["class"] is not None and (record["class"] != label) == (heading in OF_OTHERS)}
+        values = [record.get(key) for record in last.values()]
+        if values and None not in values:
+            own = len(last) == 1 and key == "value"  # the record's interval is that of the figure
+            low, high = [(record["low"], record["high"]) for record in last.values()][0] if own else (None, None)
+            found[heading] = {"value": sum(values) / len(values), "low": low, "high": high, "share": share}
     return found
 
 

@@ -187,6 +187,16 @@ def test_sources_without_their_csv_and_with_other_classes(tmp_path):
     assert not (tmp_path / "waterbirds32").exists()
 
 
+def test_what_no_csv_can_say(tmp_path):
+    text = "img_filename,y,split,place\na/1.jpg,0,0,0\na/2.jpg,1,0,2"
+    with pytest.raises(UserError, match=r"line 3 of m.csv .a/2.jpg. has the place '2' .valid names: 0, 1"):
+        waterbirds_table(text, ["a/1.jpg", "a/2.jpg"], "m.csv")
+    with pytest.raises(UserError, match="--attributes ink are columns of a CSV in --source"):
+        prepare("digits", tmp_path, attributes=["ink"])
+    with pytest.raises(UserError, match="--drop_mislabelled is of waterbirds"):
+        prepare("digits", tmp_path, drop_mislabelled=True)
+
+
 def test_dealing_does_not_depend_on_the_order_of_lines():
     rows = [(file, y, split, place) for file, y, split, place, _ in waterbirds_rows()]
     tables = []

@@ -20,6 +20,9 @@ RECORDS = [record("recognition@e", 0.1), record("recognition@e", 0.75, low=0.7, 
            record("recognition@e", 0.99, "landbird"),
            record("presence_ring@place=water", 0.5, low=0.4, high=0.6),
            record("presence_whole@place=water", 0.625, low=0.5, high=0.7),
+           record("presence_whole@place=water", 0.1, "landbird", 0, 0.2),
+           record("presence_whole@place=water", 0.3, "gull"),
+           record("presence_whole_false_alarms@place=water", 0.0625, low=0.05, high=0.08),
            record("vendi@e", 12.5), record("adversarial_gap@e", 0.2, low=0.1, high=0.3, accepted=0.95)]
 
 
@@ -35,15 +38,19 @@ def make_comparison(**changes):
 def test_a_row_shows_the_last_record_of_each_protocol():
     figures = figures_of(RECORDS, "waterbird")
     assert {name: figure["value"] for name, figure in figures.items()} == {
-        "recognised": 0.75, "accepted": 0.95, "presence": 0.625, "presence, border alone": 0.5, "variety": 12.5}
+        "recognised": 0.75, "accepted": 0.95, "presence": 0.625, "presence, seen classes": 0.2, "false alarms": 0.0625,
+        "presence, border alone": 0.5, "variety": 12.5}
     assert (figures["recognised"]["low"], figures["recognised"]["high"]) == (0.7, 0.8)
     assert figures["accepted"]["low"] is None  # the record's interval is that of the gap
-    assert figures_of(RECORDS, "nobird") == {}
+    assert figures["presence, seen classes"]["low"] is None  # a mean of two
+    alone = figures_of([each for each in RECORDS if each["class"] != "gull"], "waterbird")["presence, seen classes"]
+    assert (alone["value"], alone["low"], alone["high"]) == (0.1, 0, 0.2)
+    assert list(figures_of(RECORDS, "nobird")) == ["presence, seen classes"]
     assert headings([{"figures": {"variety": 0}}, {"figures": {"presence": 0, "recognised": 0}}]) == [
         "recognised", "presence", "variety"]
     text = text_table([{"run": "a", "figures": figures}, {"run": "b", "figures": {}}])
     text = text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "75.0 % (70.0 % to 80.0 %)" in text and text.splitlines()[2].split() == ["b", *["-"] * 5]
+    assert "75.0 % (70.0 % to 80.0 %)" in text and text.splitlines()[2].split() == ["b", *["-"] * 7]
 
 
 def test_the_page_says_what_was_measured_and_escapes_what_it_is_given(tmp_path):
@@ -51,7 +58,7 @@ def test_the_page_says_what_was_measured_and_escapes_what_it_is_given(tmp_path):
     html = (tmp_path / "c.html").read_text()
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.partition("<main>")[2]))
     assert "62.5 %" in text and "50.0 % to 70.0 %" in text
-    assert text.count("not measured") == 4  # all but one figure of the second row
+    assert text.count("not measured") == 6  # all but one figure of the second row
     assert html.count('src="data:image/png') == 16
     assert HOSTILE not in html and "<script>alert" not in html
     assert not re.search(r"(src|href)=\"(?!data:)", html)
