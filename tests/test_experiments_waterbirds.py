@@ -15,7 +15,7 @@ import train
 from classifiers import FrozenClassifier, build
 from classifiers.files import save_classifier
 from datasets.attributes import Attribute, write_attributes
-from experiments.waterbirds import ARMS, DOSES, NONE, ORDER, SCALES, classifiers_of, following, plan
+from experiments.waterbirds import ARMS, DOSES, NONE, ORDER, SCALES, classifiers_of, following, plan, real_ones
 from methods import load_run
 from sampler import make_sampler
 from utils import ROOT
@@ -74,6 +74,15 @@ def test_following_is_of_the_place_in_every_arm():
     space = "\N{NO-BREAK SPACE}"
     assert following(card, "dro").replace(space, " ") == "25.0 % (20.0 % to 30.0 %)"
     assert following(card, "place").replace(space, " ") == "75.0 % (70.0 % to 80.0 %)"
+
+
+def test_the_notes_say_what_is_seen_in_real_images(tmp_path, monkeypatch):
+    shares = {y: {"sensitivity": {"rate": 0.9 - y / 10}, "specificity": {"rate": 0.875 + y / 10}} for y in (0, 1)}
+    monkeypatch.setattr("experiments.waterbirds.Presence", lambda *_: SimpleNamespace(calibration={"ring": shares}))
+    line, = real_ones(flags_of(tmp_path))
+    assert line.replace("\N{NO-BREAK SPACE}", " ") == (
+        "- Real images in which the scorer 'ring' sees water, not corrected: 12.5 % of landbirds on land and 90.0 % on "
+        "water, 2.5 % of waterbirds on land and 80.0 % on water.")
 
 
 @pytest.fixture(scope="module")
