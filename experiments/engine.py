@@ -47,8 +47,8 @@ class Measurement:
     """What is measured of a run. Its functions stand at the top of a module, or are functools.partial of such.
 
     make: a program and its flags, in which {run} stands for the run's folder and to which its `asked` are added, or a
-    function of the Run; both append records to the folder's results.jsonl. figures: those records -> {name: figure}, plain values. protocol() -> plain
-    values; figures that were measured by another protocol do not count.
+    function of the Run; both append records to the folder's results.jsonl. figures: those records -> {name: figure},
+    plain values. protocol() -> plain values; figures that were measured by another protocol do not count.
     """
 
     make: tuple[str, ...] | Callable
