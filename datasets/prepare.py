@@ -1,6 +1,5 @@
 """Preparing an image set: from a download, a zip or a folder to train.h5 and test.h5."""
 
-import gzip
 import hashlib
 import http.client
 import math
@@ -31,6 +30,7 @@ from datasets.attributes import (
     write_attributes,
 )
 from datasets.layouts import LAYOUTS, images_of, layout, tree_of
+from datasets.safety import inflated
 from datasets.sources import BUILT_IN, MODES, Decoder, content_of, to_array
 from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
 
@@ -314,7 +314,7 @@ def read_idx(file, opened, source):
     """The uint8 array in an idx file, which may be packed by gzip. Raises UserError where it is damaged."""
     try:
         data = content_of(opened(file))
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        data = inflated(data, f"{source}/{file}") if data[:2] == b"\x1f\x8b" else data
         if data[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         shape = np.frombuffer(data, ">u4", count=data[3], offset=4)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.label_noise import found, mislabelled
 from benchmarks.time_to_quality import seconds_at
 from classifiers.train import TrainSettings, train_classifier
 from datasets.prepare import prepare
@@ -120,6 +122,17 @@ def test_the_data_benchmark_reads_both_kinds_of_set():
 def test_seconds_of_training_are_those_of_the_log():
     log = [{"step": 10, "steps_per_second": 5.0}, {"step": 30, "steps_per_second": 4.0}]
     assert seconds_at(log) == {10: 2.0, 30: 7.0}
+
+
+def test_wrong_labels_are_planted_and_counted():
+    right = torch.arange(1000) % 5
+    wrong = mislabelled(right, 5, 0.1)
+    assert (wrong != right).sum() == 100 and wrong.min() == 0 and wrong.max() == 4
+    assert set(((wrong - right) % 5).tolist()) == {0, 1, 2, 3, 4} and torch.equal(wrong, mislabelled(right, 5, 0.1))
+    # three classes: image 1 is a 0 under the label 1 and is missed, image 3 a 2 under 0 and is found, image 2 is
+    # suspected of being a 1 for nothing; for y* = 0, 1, 2 there are 2, 3 and 3 images under other labels
+    shares = torch.tensor([[0.9, 0.05, 0.05], [0.45, 0.5, 0.05], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    assert found(shares, torch.tensor([0, 0, 2, 2]), torch.tensor([0, 1, 2, 0])) == [2, 1, 8, 1]
 
 
 def test_quality_is_measured_once_for_each_checkpoint(tmp_path):
