@@ -462,7 +462,8 @@ def compare_runs(flags, device):
                             "class can be compared.")
         unseen, label = own, own[0][0]
         images = to_uint8(sampler.class_images(label, range(flags.seed, flags.seed + COMPARED))) if flags.report else []
-        figures = figures_of([record for record in records if record["step"] == state["step"]], sampler.classes[label])
+        figures = figures_of([record for record in records if {"metric", "class", "low", "high"} <= record.keys()
+                              and record.get("step") == state["step"]], sampler.classes[label])
         rows.append({"run": home.name, "classifier": state["config"]["C_path"], "step": state["step"],
                      "images": [as_pixels(image) for image in images], "figures": figures,
                      "warnings": [] if figures else ["nothing was measured at this step; measure it with --run."]})
