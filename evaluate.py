@@ -85,6 +85,8 @@ def load_evaluator(settings, classes, probed, device, home):
         except UserError as error:
             print(f"warning: the evaluator {settings.evaluator} is believed unchecked: {error}", file=sys.stderr)
         else:
+            for note in check.notes:
+                print(f"the evaluator {settings.evaluator}: {note}")
             require_passed(check, settings, "evaluator")
     return evaluator
 

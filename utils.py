@@ -32,10 +32,15 @@ class UserError(Exception):
     """Something the user gave is wrong; the text says what was given, what is valid and what to do."""
 
 
+LISTED = 40  # names at most
+
+
 def nearest(name, valid):
-    """A clause for brackets that names the valid name closest to `name`, or lists all of them."""
-    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(str(v) for v in valid)
+    """A clause for brackets that names the valid name closest to `name`, or lists all of them, or the first."""
+    valid = [str(v) for v in valid]
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    more = f" and {len(valid) - LISTED} more" if len(valid) > LISTED else ""
+    return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(valid[:LISTED])}{more}"
 
 
 def run_main(main):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from classifiers import FrozenClassifier, build, load_classifier
 from classifiers.check import (
@@ -24,7 +25,7 @@ from classifiers.check import (
     preflight,
     unseen_images,
 )
-from classifiers.diagnosis import batch_size, interval, logits_of, rewrapped
+from classifiers.diagnosis import batch_size, interval, likeliest_cause, logits_of, rewrapped
 from classifiers.train import Fit, TrainSettings, train_classifier
 from config import make_config
 from utils import DATASETS, UserError, load_torch, run_main, save_torch
@@ -64,6 +65,12 @@ def test_a_good_classifier_passes(coloured):
     assert check.least == pytest.approx(0.25 + 0.3 * 0.75)
     assert 0.25 < check.noise_confidence < 1 and check.gradient_norm > 0
     assert "100.0% (95% interval 98.1% to 100.0%) of 200 held-out images" in str(check) and check.as_dict()["passed"]
+
+
+def test_what_was_found_on_loading_is_said_by_the_check(coloured):
+    frozen = good()
+    frozen.notes = ["taken are the weights ema"]
+    assert str(check_classifier(frozen, *coloured)).splitlines()[-1] == "taken are the weights ema"
 
 
 def test_a_wrong_channel_order_is_named(coloured):
@@ -110,6 +117,22 @@ def test_an_untrained_classifier_is_not_explained_away(coloured, monkeypatch):
     frozen = good(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)))
     check = check_classifier(frozen, torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8), coloured[1])
     assert "is it trained, and on these classes" in check.problems[0]
+
+
+def test_flags_that_would_not_pass_either_are_not_advised(coloured):
+    """A network that knows a quarter of the images does better with another class order, and never well."""
+    class Little(Nearest):
+        def forward(self, x):
+            drawn = F.one_hot((x[:, 1, 0, 0] * 131).abs().mul(4).long() % 4, 4)
+            known = (x[:, 0, 0, 0] * 97).abs() % 1 < 0.25
+            return super().forward(x) + torch.where(known, 0, 1000)[:, None] * drawn
+
+    frozen = good(Little())
+    frozen.labels = (1, 2, 3, 0)
+    cause, better = likeliest_cause(frozen, *coloured)
+    assert "class order" in cause and 0.3 < better < 0.475
+    found = check_classifier(frozen, *coloured).problems[0]
+    assert "at least 47.5% was expected" in found and "is it trained" in found and "--C_class_map" not in found
 
 
 class Spoilt(nn.Module):
@@ -335,7 +358,8 @@ def test_a_sigmoid_that_was_not_undone_is_named(coloured):
 
 def test_what_was_found_in_four_lines():
     frozen = FrozenClassifier(Nearest(), 4, 3, 28, [0.5] * 3, [0.25] * 3, "resnet8")
-    frozen.notes, frozen.hinted = ["taken are the weights ema", "passed over: x"], {"mean": [1.0]}
+    frozen.notes, frozen.hinted = ["taken are the weights ema", "it answers with logits", "passed over: x"], \
+        {"mean": [1.0]}
     assert description(frozen, "c.pt").splitlines() == [
         "c.pt: resnet8, 4 classes", "weights: taken are the weights ema; passed over: x",
         "images: 3 channel(s), 28 x 28, from 0 to 1, less mean 0.5 0.5 0.5, by std 0.25 0.25 0.25", "answers: logits",

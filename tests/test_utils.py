@@ -113,6 +113,12 @@ def test_settings_of_the_data_set_lie_under_those_of_the_user():
         make_config(dataset="digits", new_class=["7"], G_lrr=0.5)
 
 
+def test_a_long_list_of_names_is_cut():
+    assert utils.nearest("x", ["0", 1]) == "valid names: 0, 1"
+    assert utils.nearest("x", range(1000)) == f"valid names: {', '.join(map(str, range(40)))} and 960 more"
+    assert utils.nearest("99a", range(1000)) == "did you mean '99'?"
+
+
 def test_a_class_is_found_by_name_before_label():
     spec = utils.DatasetSpec("x", 32, 3, ("1", "0", "horse"))
     assert [utils.class_label(spec, name) for name in ("1", "0", "2", "horse", 2)] == [0, 1, 2, 2, 2]
