@@ -430,7 +430,8 @@ def test_of_several_evaluators_what_all_recognise_counts(world, measure, tmp_pat
     ("--run r --num 5", [{}]),
     ("--evaluator_trust", [{"evaluator_trust": True}]),  # of the judge that the run names
     ("--run r --evaluator A B --num 5", [{"evaluator": "A"}, {"evaluator": "B"}]),
-    ("--evaluator_size 28 --evaluator A --num 5 --evaluator_arch x --evaluator B --evaluator_mean .5 --evaluator=C D",
+    ("--evaluator_size 28 --evaluator A --num 5 --evaluator_arch x --evaluator B --evaluator_mean .5 "
+     "--evaluator=C --evaluator D",
      [{"evaluator": "A", "evaluator_size": 28, "evaluator_arch": "x"}, {"evaluator": "B", "evaluator_mean": [0.5]},
       {"evaluator": "C"}, {"evaluator": "D"}]),
 ])
