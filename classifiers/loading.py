@@ -6,6 +6,7 @@ stands in the classifier's `notes`.
 
 import copy
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -212,7 +213,10 @@ def load_model(file, asked, classes, channels, path):
     for head in {name.partition(".")[0] for name in fitted.dropped}:
         setattr(model, head, None)
         model.aux_logits = False
-    model.load_state_dict(fitted.weights, strict=False)
+    fits = OrderedDict(fitted.weights)
+    # safetensors keep no versions of layers, which some networks ask for: the names fit this one's
+    fits._metadata = model.state_dict()._metadata
+    model.load_state_dict(fits, strict=False)
     return model, made
 
 
