@@ -71,7 +71,7 @@ def replacing(path):
     try:
         temporary = folder / path.name
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # some file systems sync no handle that is open for reading alone
             os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
@@ -200,7 +200,10 @@ def printable(text):
 
 
 class Printable:
-    """A text stream in front of another one to which no name out of a file can send an escape sequence."""
+    """A text stream in front of another one to which no name out of a file can send an escape sequence.
+
+    What the other's encoding does not have, as of a terminal that knows ASCII alone, is written as Python escapes it.
+    """
 
     # what progress bars move with
     OWN = re.compile("(\r|\n|(?:\x1b\\[A)+$)")
@@ -209,8 +212,9 @@ class Printable:
         self.stream = stream
 
     def write(self, text):
-        return self.stream.write("".join(part if self.OWN.fullmatch(part) else printable(part)
-                                         for part in self.OWN.split(text)))
+        text = "".join(part if self.OWN.fullmatch(part) else printable(part) for part in self.OWN.split(text))
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

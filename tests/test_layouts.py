@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import unicodedata
 import zipfile
@@ -167,6 +168,19 @@ def test_names_in_zips_and_in_two_forms(tmp_path):
     folder(tmp_path / "src", {f"{decomposed}/{i}.png": png() for i in range(2)})
     made, _ = prepare("more", tmp_path / "data", tmp_path / "src", 16, 1)
     assert made.classes == ("Käfer",)
+
+
+def test_a_class_whose_name_is_no_text_is_named(tmp_path):
+    made = folder(tmp_path / "a", {"cat/1.png": png(), "dog/1.png": png()})
+    try:
+        os.rename(made / "dog", os.fsencode(made) + b"/d\xffg")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    with pytest.raises(UserError, match="class folder whose name .* is no text in UTF-8.*rename it"):
+        read(made)
+    os.rename(os.fsencode(made) + b"/d\xffg", made / "dog")
+    os.rename(made / "dog/1.png", os.fsencode(made) + b"/dog/\xff.png")  # of a file it is of no matter
+    assert read(made)[0] == {"train": {"cat": 1, "dog": 1}}
 
 
 def test_lost_and_found_beside_the_classes(tmp_path):

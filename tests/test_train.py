@@ -344,6 +344,9 @@ def wrong_checkpoint(path, **changes):
     (["--dim_z", "2"], "dim_z 2 is too small for 3 chunks"),
     (["--init_G", "missing.pth"], "missing.pth does not exist"),
     (["--resume", "nowhere"], "cannot change in a resumed run"),
+    (["--run", __file__], "test_train.py is a file; give a folder"),
+    (["--device", "cpu:x"], "device 'cpu:x' is unknown; give auto, cpu"),
+    (["--seed", "1" + "0" * 30], "--seed is 10{30}; it must be at least 0 and less than"),
 ])
 def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, words, monkeypatch, capsys):
     arguments = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
