@@ -44,6 +44,7 @@ from utils import (
     to_unit_range,
 )
 
+COLUMNS = 100  # of a picture, at most
 TRUSTED = ("C_arch", "C_trust")
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
@@ -197,6 +198,8 @@ def main():
     for name in ("columns", "num", "batch_size"):
         if flags[name] < 1:
             raise UserError(f"--{name} is {flags[name]}; it must be at least 1.")
+    if columns > COLUMNS:
+        raise UserError(f"--columns is {columns}; a picture has {COLUMNS} at most. Give --mode npz for more images.")
     if not 0 <= seed < 2**62:
         raise UserError(f"--seed is {seed}; it must be at least 0 and less than {2**62}.")
     if flags["truncation"] is not None and not flags["truncation"] > 0:

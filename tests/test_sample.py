@@ -177,6 +177,7 @@ def test_released_weights_can_be_sampled(shared_file, tmp_path):
     (["--checkpoint", "RUN", "--mode", "class", "--classes", "cat", "dog"], "draws one class"),
     (["--checkpoint", "RUN", "--truncation", "0"], "--truncation is 0.0; it must be positive"),
     (["--checkpoint", "RUN", "--columns", "0"], "--columns is 0"),
+    (["--checkpoint", "RUN", "--columns", "101"], "--columns is 101; a picture has 100 at most"),
     (["--checkpoint", "RUN", "--mode", "npzz"], "invalid choice: 'npzz'"),
     (["--checkpoint", "RUN", "--colums", "3"], "did you mean '--columns'"),
     (["--checkpoint", "RUN", "--seed", "1" + "0" * 30], "it must be at least 0 and less than 4611686018427387904"),
