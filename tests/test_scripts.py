@@ -13,6 +13,8 @@ from benchmarks.label_noise import found, mislabelled
 from benchmarks.time_to_quality import seconds_at
 from classifiers.train import TrainSettings, train_classifier
 from datasets.prepare import prepare
+from experiments import table1
+from experiments.engine import plain_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +48,8 @@ def test_the_quickstart_refuses_what_is_no_digit_before_it_installs(checkout, di
     assert done.returncode == 2 and "give one of 0 to 9" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("name, option", [("zerogan", ""), ("naive", "--method naive"), ("oracle", "--oracle")])
+@pytest.mark.parametrize("name, option", [("zerogan", ""), ("naive", "--method naive"), ("oracle", "--oracle"),
+                                          ("small", "--C_bound 0.5")])
 def test_cifar_launchers_start_and_resume(checkout, name, option):
     script = f"launch_cifar_{name}.sh"
     assert os.access(ROOT / "scripts" / script, os.X_OK)
@@ -63,6 +66,15 @@ def test_cifar_launchers_start_and_resume(checkout, name, option):
     (run / "step_00000001.pt").touch()
     done = shell(script, "horse", "64", cwd=checkout)
     assert done.stdout.splitlines()[1].split() == ["train.py", "--resume", f"runs/C10_{name}_horse"]
+
+
+def test_the_small_launcher_has_the_settings_of_the_table(checkout):
+    words = shell("launch_cifar_small.sh", "horse", "32", cwd=checkout).stdout.split()[1:]
+    small = table1.SCALES["C10"]["small"]
+    given = ["--dataset", "C10", "--new_class", "horse", *small["all"].split(), *small["probegan"].split()]
+    one, other = (plain_config(flags) | dict.fromkeys(("num_steps", "C_path", "evaluator", "sample_every"))
+                  for flags in ([word for word in words if not word.startswith("runs/") and word != "--run"], given))
+    assert one == other
 
 
 @pytest.mark.parametrize("dataset, stem", [("C10", "cifar"), ("MNIST", "mnist")])
