@@ -14,10 +14,8 @@ the GAN. Image i of a run depends on seed --seed + i alone. Measurements, for --
 
 """
 
-import errno
 import hashlib
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +56,7 @@ from utils import (
     choose_device,
     find_dataset,
     is_sound,
+    require_writable,
     run_main,
     to_uint8,
 )
@@ -86,23 +85,45 @@ def load_evaluator(settings, classes, probed, device, home):
         except UserError as error:
             print(f"warning: the evaluator {settings.evaluator} is believed unchecked: {error}", file=sys.stderr)
         else:
+            for note in check.notes:
+                print(f"the evaluator {settings.evaluator}: {note}")
             require_passed(check, settings, "evaluator")
     return evaluator
 
 
 def load_evaluators(settings, others, classes, probed, device, home):
-    """[the evaluator of a Config, further ones at the paths `others`], no two the same classifier."""
+    """[the evaluator of a Config, further ones with the settings `others`], no two the same classifier."""
     judges, paths = [load_evaluator(settings, classes, probed, device, home)], [settings.evaluator]
-    plain = {name: Config.__dataclass_fields__[name].default for name in JUDGE if name != "evaluator"}
-    for path in others:
-        judge = load_evaluator(replace(settings, **plain, evaluator=str(path)), classes, probed, device, home)
+    plain = {name: Config.__dataclass_fields__[name].default for name in JUDGE}
+    for own in others:
+        path = own["evaluator"]
+        judge = load_evaluator(replace(settings, **(plain | own)), classes, probed, device, home)
         for known, place in zip(judges, paths, strict=True):
             if same_classifier(judge, known):
                 raise UserError(f"the evaluators {place} and {path} are the same classifier; two that agree prove "
                                 "something only where they are independent: leave one out.")
         judges.append(judge)
-        paths.append(str(path))
+        paths.append(path)
     return judges
+
+
+def judges_in(arguments):
+    """[settings of a judge, by the names of JUDGE] of a command line; flags --evaluator_* are of the --evaluator before
+    them, those before the first of that one. Raises UserError where it names several."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--evaluator", nargs="+", default=[])
+    add_flags(parser, names=JUDGE[1:])
+    places = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--evaluator"][1:]
+    found = []
+    for start, stop in zip([0, *places], [*places, len(arguments)], strict=True):
+        own = vars(parser.parse_known_args(arguments[start:stop])[0])
+        paths = own.pop("evaluator")
+        if own and len(paths) > 1:
+            flag = f"--{next(iter(own))}"
+            raise UserError(f"{flag} is of one judge, and --evaluator names {len(paths)}; give each with its own "
+                            f"flags: --evaluator {paths[0]} {flag} ... --evaluator {paths[1]} ...")
+        found += [{"evaluator": path, **own} for path in paths] or [own]
+    return found
 
 
 def require_own(state, settings, probed, needs_real):
@@ -166,8 +187,8 @@ class Evaluation:
         self.digest, self.interrupted = fingerprint(evaluator.model), False
         folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
         self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
-        self.others = [ClassifierFeatures(judge, f"{folder}_{Path(path).stem}_{i}") for i, (judge, path) in enumerate(
-            zip(others, flags.others, strict=True), 2)]
+        self.others = [ClassifierFeatures(judge, f"{folder}_{Path(own['evaluator']).stem}_{i}") for i, (judge, own)
+                       in enumerate(zip(others, flags.others, strict=True), 2)]
         self.extractor = self.judge
         if flags.features == "inception":
             self.extractor = InceptionFeatures(flags.inception_weights, device)
@@ -181,7 +202,7 @@ class Evaluation:
         """The Presence that the flags ask for, calibrated on fakes too where they name runs for that."""
         states = {run: load_run(run) for run in self.flags.presence_calibration}
         runs = {run: (state["config"], run_images(state, self.flags, self.device)) for run, state in states.items()}
-        return Presence(self.flags.presence, self.dataset, self.data_root, runs)
+        return Presence(self.flags.presence, self.dataset, self.data_root, self.flags.out, runs)
 
     def require_real(self):
         """Raise UserError where the training images are missing, before the time to generate any is spent."""
@@ -195,7 +216,7 @@ class Evaluation:
         """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
         measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
                             self.data_root, self.device, self.flags.batch_size, presence=self.presence,
-                            others=self.others)
+                            others=self.others, out=self.flags.out)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         about = {"step": images.step, "first_seed": images.first_seed, "time": now, "selection": selection,
                  "evaluator_sha256": self.digest}
@@ -260,18 +281,6 @@ def oracle_select(evaluation, run, flags):
 # ------------------------------------------------------------------------------------ files and tables
 
 
-def require_writable(path):
-    """Raise UserError where `path` cannot be written, before any time is spent on what it is to hold."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder has its name")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room for it, or give a folder in which you "
-                        "may write.") from error
-
-
 def figure(value):
     """Four significant digits."""
     return "not finite" if value is None else f"{value:.4g}"
@@ -326,7 +335,8 @@ def print_table(title, records, new_class):
 class Outputs:
     """The files that a measurement writes: results.jsonl and report.html in a folder, or with a file's name before.
 
-    They lie in the folder `out` where one is given, as for a run in which one may not write.
+    They lie in the folder `out` where one is given, as for a run in which one may not write; then nothing else is
+    written anywhere.
     """
 
     def __init__(self, home, report, out=None):
@@ -350,12 +360,29 @@ class Outputs:
             print(f"  the report: {self.report}")
 
 
+def home_of(run):
+    """The run folder of a run folder or a checkpoint file."""
+    home = run if run.is_dir() else run.parent
+    return home.parent if home.name == "checkpoints" else home
+
+
+def out_of(run, flags):
+    """The folder that --out gives a run: of several each has one of its own name. None without --out."""
+    if flags.out is None or len(flags.run or flags.compare) == 1:
+        return flags.out
+    names = [home_of(other).resolve().name for other in flags.run or flags.compare]
+    name = home_of(run).resolve().name
+    if names.count(name) > 1:
+        raise UserError(f"--out gives each run a folder of its name, and {names.count(name)} of these are called "
+                        f"{name}; measure each by itself, with an --out of its own.")
+    return flags.out / name
+
+
 def evaluate_run(run, flags, overrides, device):
     """Measure one run (a folder or a checkpoint file). Returns its records, and the names of its unseen classes."""
-    home = run if run.is_dir() else run.parent
-    home = home.parent if home.name == "checkpoints" else home
+    home = home_of(run)
     state, chosen = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
-    outputs = Outputs(home, flags.report, flags.out)
+    outputs = Outputs(home, flags.report, out_of(run, flags))
     # who made the checkpoint does not decide whether a classifier's code is run
     settings = replace(located(Config.from_dict(from_a_file(state["config"], overrides, run)), home), **overrides)
     evaluation = Evaluation(flags, settings, state["dataset"]["classes"], device, outputs.folder, state)
@@ -432,21 +459,23 @@ def compare_runs(flags, device):
     rows, unseen = [], None
     for run in flags.compare:
         state, _ = target_free(run) if run.is_dir() else (load_run(run), GIVEN)
-        home = run if run.is_dir() else run.parent.parent
-        sampler, records = make_sampler(state, device), read_lines(home / "results.jsonl")
+        home, sampler = home_of(run), make_sampler(state, device)
+        places = [folder / "results.jsonl" for folder in (out_of(run, flags), home) if folder]
+        records = next(filter(None, map(read_lines, places)), [])
         own = tuple(state["draws"]["new_class"]), sampler.classes
         if unseen not in (None, own) or len(own[0]) != 1:
             raise UserError(f"{run} draws another unseen class than {flags.compare[0]}, or several; runs of one unseen "
                             "class can be compared.")
         unseen, label = own, own[0][0]
         images = to_uint8(sampler.class_images(label, range(flags.seed, flags.seed + COMPARED))) if flags.report else []
-        figures = figures_of([record for record in records if record["step"] == state["step"]], sampler.classes[label])
+        figures = figures_of([record for record in records if {"metric", "class", "low", "high"} <= record.keys()
+                              and record.get("step") == state["step"]], sampler.classes[label])
         rows.append({"run": home.name, "classifier": state["config"]["C_path"], "step": state["step"],
                      "images": [as_pixels(image) for image in images], "figures": figures,
                      "warnings": [] if figures else ["nothing was measured at this step; measure it with --run."]})
     print(text_table(rows))
     if flags.report:
-        path = flags.compare[0].resolve().parent / "compare.html"
+        path = (flags.out or flags.compare[0].resolve().parent) / "compare.html"
         write_comparison(path, {"unseen": sampler.classes[label], "rows": rows,
                                 "seeds": list(range(flags.seed, flags.seed + COMPARED))})
         print(f"  the comparison: {path}")
@@ -493,10 +522,12 @@ def main():
                         "one, else its newest checkpoint; or checkpoint files")
     parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN",
                         help="runs of one unseen class, measured before, to be set side by side")
-    parser.add_argument("--evaluator", nargs="+", default=[], metavar="PATH", help="the judge, to which the flags "
-                        "--evaluator_* apply; of several, what all recognise counts as recognised")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: into the run, or beside "
-                        "the images)")
+    parser.add_argument("--evaluator", nargs="+", default=[], metavar="PATH", help="the judge, or several, by as many "
+                        "of these flags: what all recognise counts as recognised. Flags --evaluator_* are of the one "
+                        "before them")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write, and to keep statistics; of several "
+                        "runs each has a folder of its name in it, where --compare looks, too (default: into the run, "
+                        "or beside the images; statistics beside the data)")
     parser.add_argument("--images", type=Path, help="images made elsewhere, instead of --run")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="what to measure (default: all)")
     parser.add_argument("--num", type=int, default=5000, help="images a class (default: 5000)")
@@ -516,9 +547,8 @@ def main():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add_flags(parser.add_argument_group("the judge, and what --images are of (a run knows its own)"), names=SETTINGS)
     flags = parser.parse_args()
-    overrides = {name: value for name, value in vars(flags).items() if name in SETTINGS}
-    overrides |= {"evaluator": flags.evaluator[0]} if flags.evaluator else {}
-    flags.others = flags.evaluator[1:]
+    judge, *flags.others = judges_in(sys.argv[1:])
+    overrides = {name: value for name, value in vars(flags).items() if name in SETTINGS and name not in JUDGE} | judge
     check_flags(flags, overrides)
     device = choose_device(flags.device)
     if flags.images:

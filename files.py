@@ -4,6 +4,7 @@ Imports nothing of this project.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -70,12 +71,48 @@ def replacing(path):
     try:
         temporary = folder / path.name
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # some file systems sync no handle that is open for reading alone
             os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+# ------------------------------------------------------------------------- what can be computed again
+
+
+def cache_folder():
+    """Where a user's programs keep what they can compute again: $XDG_CACHE_HOME/probegan, or ~/.cache/probegan.
+
+    What is kept beside data would come with the data of strangers, and be believed.
+    """
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "probegan"
+
+
+def from_cache(path, key, compute, holds=lambda value: True):
+    """The plain values that compute() gives: those kept at `path` where they are of the same `key` (text), whole, and
+    holds(them) is true; else computed, and kept there.
+
+    Where none can be written a warning says so.
+    """
+    def digest(value):
+        return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()
+
+    try:
+        found = json.loads(Path(path).read_text())
+        if found["key"] == key and found["sha256"] == digest(found["value"]) and holds(found["value"]):
+            return found["value"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass  # never made, damaged, or something else
+    value = json.loads(json.dumps(compute()))
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "sha256": digest(value), "value": value}))
+    except OSError as error:
+        print(f"warning: {path} could not be written ({error.strerror}); what it should keep is computed again next "
+              "time.", file=sys.stderr)
+    return value
 
 
 # ------------------------------------------------------------------------------------- JSON lines
@@ -163,7 +200,10 @@ def printable(text):
 
 
 class Printable:
-    """A text stream in front of another one to which no name out of a file can send an escape sequence."""
+    """A text stream in front of another one to which no name out of a file can send an escape sequence.
+
+    What the other's encoding does not have, as of a terminal that knows ASCII alone, is written as Python escapes it.
+    """
 
     # what progress bars move with
     OWN = re.compile("(\r|\n|(?:\x1b\\[A)+$)")
@@ -172,8 +212,9 @@ class Printable:
         self.stream = stream
 
     def write(self, text):
-        return self.stream.write("".join(part if self.OWN.fullmatch(part) else printable(part)
-                                         for part in self.OWN.split(text)))
+        text = "".join(part if self.OWN.fullmatch(part) else printable(part) for part in self.OWN.split(text))
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

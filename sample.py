@@ -5,7 +5,8 @@
     python sample.py --checkpoint RUN --mode class --classes horse  many images of one class
     python sample.py --checkpoint RUN --mode z --classes horse      walks between latents
     python sample.py --checkpoint RUN --mode y --classes deer horse walks between two classes
-    python sample.py --checkpoint RUN --mode npz --num 5000         uint8 arrays, 5000 a class
+    python sample.py --checkpoint RUN --mode npz --num 5000         arrays of 5000 images a class: x uint8 (N, C, H, W),
+                                                                    y labels, classes their names, seed of each
     python sample.py --checkpoint RUN --mode features               of --method features: other images' features, and
                                                                     walks along --components at --quantiles of them
     python sample.py --checkpoint RUN --sound                       spectrograms with axes, and a wav file of each
@@ -36,12 +37,14 @@ from utils import (
     choose_device,
     is_sound,
     replacing,
+    require_writable,
     run_main,
     save_grid,
     to_uint8,
     to_unit_range,
 )
 
+COLUMNS = 100  # of a picture, at most
 TRUSTED = ("C_arch", "C_trust")
 NETWORK_FLAGS = ("init_G", "dataset", "G_ch", "dim_z", "shared_dim", "hier", "G_attn")
 
@@ -75,7 +78,7 @@ def save_sounds(path, sampler, labels, columns, seed):
     save_spectrograms(path, rows, names, marked)
     for row, y in zip(rows, labels, strict=True):
         for i, samples in enumerate(to_waves(row)):
-            save_wav(path.with_suffix("") / f"{sampler.classes[y]}_{seed + i}.wav", samples)
+            save_wav(path.with_suffix("") / f"{sampler.classes[y].replace('/', '-')}_{seed + i}.wav", samples)
 
 
 def save_latent_walk(path, sampler, labels, columns, seed):
@@ -139,14 +142,16 @@ def given_faces(folder, sampler, state, device, trusted):
 
 
 def save_npz(path, sampler, labels, num, seed):
-    """Write x (N, C, H, W) uint8, y (N,) labels and seed (N,) for `num` images a class; image i has seed + i."""
+    """Write x (N, C, H, W) uint8, y (N,) labels, classes, the names that these stand for, and seed (N,) for `num`
+    images a class; image i has seed + i."""
     x, y = [], []
     for k, label in enumerate(tqdm(labels, unit="class")):
         first = seed + k * num
         x.append(to_uint8(sampler.class_images(label, range(first, first + num))).numpy())
         y.append(np.full(num, label))
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, x=np.concatenate(x), y=np.concatenate(y), seed=seed + np.arange(num * len(labels)))
+        np.savez_compressed(file, x=np.concatenate(x), y=np.concatenate(y), classes=np.array(sampler.classes),
+                            seed=seed + np.arange(num * len(labels)))
 
 
 def released_weights(flags):
@@ -193,6 +198,8 @@ def main():
     for name in ("columns", "num", "batch_size"):
         if flags[name] < 1:
             raise UserError(f"--{name} is {flags[name]}; it must be at least 1.")
+    if columns > COLUMNS:
+        raise UserError(f"--columns is {columns}; a picture has {COLUMNS} at most. Give --mode npz for more images.")
     if not 0 <= seed < 2**62:
         raise UserError(f"--seed is {seed}; it must be at least 0 and less than {2**62}.")
     if flags["truncation"] is not None and not flags["truncation"] > 0:
@@ -220,9 +227,13 @@ def main():
                         "--classes.")
 
     home = Path(".") if checkpoint is None else checkpoint if checkpoint.is_dir() else checkpoint.parent
-    name = "samples.npz" if mode == "npz" else f"samples_{mode}.png"
-    out = flags["out"] or home / name
+    name = Path("samples.npz" if mode == "npz" else f"samples_{mode}.png")
+    out = flags["out"] or home
     out = out / name if out.is_dir() else out
+    if out.suffix.lower() != name.suffix:
+        raise UserError(f"--out {out} is no folder, and --mode {mode} writes a {name.suffix} file; give a name that "
+                        "ends so, or a folder.")
+    require_writable(out)
     if flags["sound"]:
         save_sounds(out, sampler, labels or sampler.drawn, columns, seed)
     elif mode == "grid":

@@ -211,7 +211,7 @@ RESUME_FLAGS = ("num_steps", "device", "data_root", "C_path", "C_arch", "C_trust
 
 def default_run(config, spec):
     """runs/<data set>_wo_<classes>, with the method and the seed where they are not the usual ones."""
-    names = "_".join(spec.classes[y] for y in config.new_class) or "none"
+    names = "_".join(spec.classes[y] for y in config.new_class).replace("/", "-") or "none"
     method = "" if config.method == find_method("").name else config.method
     seed = f"seed{config.seed}" if config.seed else ""
     parts = [config.dataset, "with" if config.oracle else "wo", names, method, seed]
@@ -241,6 +241,8 @@ def main():
         state, config = None, make_config(**flags)
         spec = DATASETS[config.dataset]
         run = run or default_run(config, spec)
+        if run.is_file():
+            raise UserError(f"--run {run} is a file; give a folder, which is made where there is none.")
         if checkpoint_files(run):
             raise UserError(f"{run} already holds a run, of the classifier {load_run(run)['config']['C_path']}; go on "
                             f"with it by --resume {run}, or give another --run.")

@@ -1,6 +1,7 @@
 """One run: what every method has, and the GAN that most of them train. train.py is its loop and its files."""
 
 import copy
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -13,16 +14,27 @@ from classifiers.loading import Asked, judging_classifier, probed_classifier, re
 from datasets import ImageStream, leave_out, open_source
 from datasets.absence import starting_weights, statement, test_source
 from datasets.sources import sample_sha256
+from files import cache_folder
 from layers import synchronise_batch_norms
 from machine import choose_precision
 from step import discriminator_step, draw_fakes, generator_step, make_task
 from utils import EMA, UserError, autocast, random_state, set_random_state
 
 
-def judge_of(frozen, labels):
-    """The judge of datasets.leave_out that a classifier makes: the probability of these labels of its own together."""
-    return lambda images: logits_of(frozen, images).softmax(1)[:, labels].sum(1)
+class Judge:
+    """The judge of datasets.leave_out that a classifier makes: the probability of these labels of its own together.
 
+    sha256: of the classifier's weights, of how it is shown images and read, and of the labels.
+    """
+
+    def __init__(self, frozen, labels):
+        self.frozen, self.labels = frozen, labels
+        self.sha256 = hashlib.sha256(repr((
+            fingerprint(frozen.model), frozen.arch, frozen.channels, frozen.resolution, frozen.mean.flatten().tolist(),
+            frozen.std.flatten().tolist(), frozen.bgr, frozen.flat, frozen.answers, labels)).encode()).hexdigest()
+
+    def __call__(self, images):
+        return logits_of(self.frozen, images).softmax(1)[:, self.labels].sum(1)
 
 
 class Training:
@@ -54,13 +66,13 @@ class Training:
         self.C_sha256 = fingerprint(self.C.model)
         source = open_source(spec, config.data_root, "train")
         self.seen_sha256 = sample_sha256(source, [] if config.oracle else config.new_class)
-        judges = {"the probed classifier": judge_of(self.C, [self.C.labels[y] for y in config.new_class])}
+        judges = {"the probed classifier": Judge(self.C, [self.C.labels[y] for y in config.new_class])}
         if evaluator:
-            judges["the evaluator"] = judge_of(evaluator.to(device), [evaluator.labels[y] for y in config.new_class])
+            judges["the evaluator"] = Judge(evaluator.to(device), [evaluator.labels[y] for y in config.new_class])
         files = {"init_G": config.init_G, "init_D": config.init_D, "gan": getattr(config.own, "gan", "")}
         indices, self.audit, guard = leave_out(
             source, spec, config.new_class, config.oracle, config.only, test=test_source(spec, config.data_root),
-            judges=judges, drop_suspects=config.drop_suspects,
+            judges=judges, drop_suspects=config.drop_suspects, cache=cache_folder(),
             weights=starting_weights(files, spec, () if config.oracle else config.new_class))
         if config.batch_size % processes.size():
             raise UserError(f"--batch_size {config.batch_size} cannot be shared by {processes.size()} processes; give "

@@ -10,6 +10,7 @@ import pickle
 import re
 import signal
 import sys
+import tempfile
 import zipfile
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -22,16 +23,24 @@ from PIL import Image, ImageDraw, ImageFont
 from files import Printable, replacing
 
 ROOT = Path(__file__).resolve().parent
+# why a disk does not take a file, or a path is none
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
+           errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UserError(Exception):
     """Something the user gave is wrong; the text says what was given, what is valid and what to do."""
 
 
+LISTED = 40  # names at most
+
+
 def nearest(name, valid):
-    """A clause for brackets that names the valid name closest to `name`, or lists all of them."""
-    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else "valid names: " + ", ".join(str(v) for v in valid)
+    """A clause for brackets that names the valid name closest to `name`, or lists all of them, or the first."""
+    valid = [str(v) for v in valid]
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    more = f" and {len(valid) - LISTED} more" if len(valid) > LISTED else ""
+    return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(valid[:LISTED])}{more}"
 
 
 def run_main(main):
@@ -45,7 +54,7 @@ def run_main(main):
         except UserError as error:
             sentence = str(error)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in REFUSED:
                 raise
             sentence = (f"{error.filename or 'a file'} could not be opened or written ({error.strerror}); checkpoints "
                         "saved before are intact. Make room or choose another folder, then run the command again.")
@@ -104,18 +113,37 @@ DATASETS = {
 }
 
 
+def ways_to_split(text, known):
+    """All lists of names in `known` that '_' joins to `text`; names may hold one themselves."""
+    found, parts = [[text]] if text in known else [], text.split("_")
+    for i in range(1, len(parts)):
+        if (first := "_".join(parts[:i])) in known:
+            found += [[first, *rest] for rest in ways_to_split("_".join(parts[i:]), known)]
+    return found
+
+
 def find_dataset(name):
     """Split `name` into a registered name and the classes it leaves out: 'C10_wo_7' -> ('C10', ['7']).
 
-    Returns (name, left-out classes as strings). Raises UserError for an unknown data set.
+    Returns (name, left-out classes as strings); what is made of no classes comes back whole. Raises UserError for an
+    unknown data set, and for a name that says two things.
     """
-    base, _, left_out = name.partition("_wo_")
     if name in DATASETS:
         return name, []
-    if base in DATASETS and left_out:
-        return base, left_out.split("_")
-    raise UserError(f"data set '{name}' is not registered ({nearest(base, DATASETS)}). "
-                    "A data set is registered by one entry in utils.DATASETS.")
+    named = {base: name.removeprefix(f"{base}_wo_") for base in DATASETS
+             if name.startswith(f"{base}_wo_") and not name.endswith("_wo_")}
+    if not named:
+        raise UserError(f"data set '{name}' is not registered ({nearest(name.partition('_wo_')[0], DATASETS)}). "
+                        "A data set is registered by one entry in utils.DATASETS.")
+    found = {}
+    for base, text in named.items():
+        spec = DATASETS[base]
+        for classes in ways_to_split(text, {*spec.classes, *map(str, range(len(spec.classes)))}):
+            found.setdefault((base, frozenset(class_label(spec, c) for c in classes)), (base, classes))
+    if len(found) > 1:
+        readings = " or ".join(f"--dataset {base} --new_class {' '.join(classes)}" for base, classes in found.values())
+        raise UserError(f"data set '{name}' may be any of several; say which: {readings}.")
+    return next(iter(found.values()), (base, [text]))
 
 
 def is_sound(name):
@@ -210,6 +238,20 @@ class EMA:
 
 
 # ------------------------------------------------------------------------------- files that last
+
+
+def require_writable(path):
+    """Raise UserError where `path` cannot be written, before any time is spent on what it is to hold. Its folder is
+    made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder has its name")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room for it, or give a folder in which you "
+                        "may write by --out.") from error
 
 
 def write_json(path, value):

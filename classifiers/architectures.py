@@ -27,7 +27,8 @@ from utils import UserError, nearest
 ARCHITECTURES = {}
 USUAL_OF = {"efficientnet-lite0": USUAL}  # what `find` says of registered ones, where it is anything
 FAMILIES = {"wrn": WideResNet, "densenet-bc": DenseNetBC}  # <name>-<depth>-<width>
-OTHERS = "wrn-D-K, densenet-bc-D-K, torchvision:NAME, timm:NAME, robustness:NAME or package.module:factory"
+OTHERS = "wrn-D-K, densenet-bc-D-K, torchvision:NAME, timm:NAME, robustness:NAME, package.module:factory or " \
+         "FILE.py:factory"
 # what the robustness package normalises by, and the size of its images, for each of its two groups of networks
 ROBUSTNESS = {"cifar": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010], "resolution": 32},
               "imagenet": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resolution": 224}}

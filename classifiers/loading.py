@@ -5,6 +5,8 @@ stands in the classifier's `notes`.
 """
 
 import copy
+import math
+from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -211,7 +213,10 @@ def load_model(file, asked, classes, channels, path):
     for head in {name.partition(".")[0] for name in fitted.dropped}:
         setattr(model, head, None)
         model.aux_logits = False
-    model.load_state_dict(fitted.weights, strict=False)
+    fits = OrderedDict(fitted.weights)
+    # safetensors keep no versions of layers, which some networks ask for: the names fit this one's
+    fits._metadata = model.state_dict()._metadata
+    model.load_state_dict(fits, strict=False)
     return model, made
 
 
@@ -318,10 +323,11 @@ def of_channels(values, channels):
 def in_unit_range(mean, std, asked, channels, path):
     """mean and std, given for pixels in `asked.range`, for the same pixels in [0, 1]."""
     low, high = asked.range
-    if not len(mean) == len(std) == channels or min(std) <= 0 or low == high:
+    if not len(mean) == len(std) == channels or min(std) <= 0 or low == high \
+            or not all(map(math.isfinite, (*mean, *std, low, high))):
         raise UserError(f"the classifier {path} is given mean {list(mean)}, std {list(std)} and range {low} {high}; "
-                        f"mean and std must hold {channels} number(s) each, those of std above 0, and the ends of the "
-                        "range must differ.")
+                        f"mean and std must hold {channels} finite number(s) each, those of std above 0, and the ends "
+                        "of the range must differ.")
     return [(m - low) / (high - low) for m in mean], [s / (high - low) for s in std]
 
 

@@ -17,12 +17,15 @@ from datasets import near
 from datasets.attributes import attributes_of, filter_audit, kept_rows, parse_only, require_classes
 from datasets.safety import require_current, stray_links
 from datasets.sources import in_chunks, open_source
+from files import from_cache
 from utils import ROOT, UserError, checkpoint_files, load_checkpoint, load_torch
 
 CHANGED = "the image set has changed since it was audited. Start the run again."
 SHOWN = 50  # suspects of a kind that the audit lists
 MISTAKEN = 0.5  # least probability of y* at which a classifier makes an image a suspect
 SLAB = 8192  # images compared at a time
+SCREEN = 1  # version of the two screens: raised when they find otherwise, so that what was kept is not taken
+TRIED, AGREES = 64, 0.01  # images on which a judge must still say, within this, what is kept of it
 
 
 class AbsenceError(UserError):
@@ -98,13 +101,13 @@ def has_values(source, only):
 
 class LeftOut:
     """The images that copies are looked for of: `names` (n) in the order of `greys`, uint8 (n, S, S), places (split,
-    index), and `hashes`: the name by the hash.
+    index), and `hashes`: the name by the hash. sha256: over the split and the pixels of each.
 
     sources: {split: source}; of each those with a label in `unseen`, and those without the values `only`.
     """
 
     def __init__(self, sources, unseen, only):
-        self.names, self.places, self.hashes, greys = [], [], {}, []
+        self.names, self.places, self.hashes, greys, all_of_them = [], [], {}, [], hashlib.sha256()
         for split, source in sources.items():
             is_unseen = torch.isin(source.labels, torch.tensor(unseen, dtype=torch.int64))
             rows = (is_unseen | ~has_values(source, only)).nonzero().flatten()
@@ -114,8 +117,10 @@ class LeftOut:
                     self.names.append(source.name(i))
                     self.places.append((split, i))
                     self.hashes.setdefault(digest, self.names[-1])
+                    all_of_them.update(split.encode() + digest)
                 greys.append(near.grey(images).round().to(torch.uint8))
         self.greys = torch.cat(greys) if greys else torch.empty(0, 16, 16, dtype=torch.uint8)
+        self.sha256 = all_of_them.hexdigest()
 
     def __len__(self):
         return len(self.names)
@@ -183,54 +188,105 @@ def nearest_of(greys, labels, others, other_labels, text):
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def near_copies(source, kept, greys, left):
-    """(rows of `kept` to leave out, entry of the audit) for images of a source with these indices, and LeftOut.
+def search(labels, greys, left, sources):
+    """What the screen for near copies of LeftOut finds among images with these labels, int64 (n,), and greys, uint8
+    (n, S, S): plain values.
 
-    greys: uint8 (n, S, S) of kept.
+    removed and suspects, the likest SHOWN of `suspects_found`: [row, place in left, correlation] of each. threshold,
+    expected_for_nothing. would_find: {kind: share found} of copies of `planted` left-out images, evenly spaced.
     """
-    labels = source.labels[kept]
     draw = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(kept), generator=draw)[:near.REFERENCES]
+    chosen = torch.randperm(len(labels), generator=draw)[:near.REFERENCES]
     # where one class alone is seen, its own images have to stand for unlike ones
-    groups = labels if len(labels.unique()) > 1 else torch.arange(len(kept))
+    groups = labels if len(labels.unique()) > 1 else torch.arange(len(labels))
     unlike, _ = nearest_of(greys, groups, greys[chosen], groups[chosen], "measuring the threshold")
     references = (groups[:, None] != groups[None, chosen]).sum(1).float().mean().item()
     limit, expected = near.threshold(unlike, len(left) / max(references, 1))
 
     found, like = nearest_of(greys, labels, left.greys, torch.full((len(left),), -1), "looking for near copies")
-
-    def described(rows):
-        return [{"image": source.name(kept[row]), "index": int(kept[row]), "label": int(labels[row]),
-                 "like": left.names[like[row]], "like_split": left.places[like[row]][0],
-                 "like_index": left.places[like[row]][1], "correlation": round(found[row].item(), 3)} for row in rows]
-
     rows = (found >= limit).nonzero().flatten()
     suspects = ((found < limit) & (found >= limit - near.SUSPECTED)).nonzero().flatten()
     suspects = suspects[found[suspects].argsort(descending=True, stable=True)]
-    return rows, {
-        "compared_with": len(left), "threshold": round(limit, 3), "expected_for_nothing": round(expected, 2),
-        "removed": described(rows.tolist()), "suspects": described(suspects[:SHOWN].tolist()),
-        "suspects_found": len(suspects)}
 
-
-def would_find(sources, left, limit):
-    """(number, {kind: share found}) of copies planted for the trial, of left-out images evenly spaced."""
     number = min(near.PLANTED, -(-len(left) // 10))
     places = left.places[::len(left) // number][:number]
     images = torch.cat([sources[split].read(torch.tensor([i])) for split, i in places])
-    return number, near.found_of_planted(images, left.greys.float(), limit)
+    return {"threshold": round(limit, 3), "expected_for_nothing": round(expected, 2),
+            "removed": [[row, like[row].item(), round(found[row].item(), 3)] for row in rows.tolist()],
+            "suspects": [[row, like[row].item(), round(found[row].item(), 3)] for row in suspects[:SHOWN].tolist()],
+            "suspects_found": len(suspects), "planted": number,
+            "would_find": near.found_of_planted(images, left.greys.float(), limit)}
 
 
-def mistaken(source, kept, said):
-    """(rows of `kept` to suspect, entry of the audit). said: {judge: probability of y* (n,) of each image of kept}."""
+def near_copies(source, rows, left, found):
+    """(places in `rows` of the images to leave out, entry of the audit) of what `search` found among these images."""
+    def described(pairs):
+        return [{"image": source.name(rows[place]), "index": int(rows[place]), "label": int(source.labels[rows[place]]),
+                 "like": left.names[like], "like_split": left.places[like][0], "like_index": left.places[like][1],
+                 "correlation": correlation} for place, like, correlation in pairs]
+
+    return [place for place, _, _ in found["removed"]], {
+        "compared_with": len(left), **found, "removed": described(found["removed"]),
+        "suspects": described(found["suspects"])}
+
+
+def asked(source, rows, judges):
+    """{judge: probability of y*, to three digits, of each of these images}, as lists."""
+    said = {name: [] for name in judges}
+    for chunk in in_chunks(rows, "asking the classifiers"):
+        images = source.read(chunk)
+        for name, judge in judges.items():
+            said[name] += [round(share, 3) for share in judge(images).tolist()]
+    return said
+
+
+def mistaken(source, rows, said):
+    """(places in `rows` of the images to suspect, entry of the audit) of what `asked` gave."""
     judges = list(said)
+    said = {name: torch.tensor(shares, dtype=torch.float64) for name, shares in said.items()}
     highest = torch.stack(list(said.values())).amax(0)
-    rows = (highest > MISTAKEN).nonzero().flatten()
-    rows = rows[highest[rows].argsort(descending=True, stable=True)]
-    suspects = [{"image": source.name(kept[row]), "index": int(kept[row]), "label": int(source.labels[kept[row]]),
-                 "probability": {name: round(said[name][row].item(), 3) for name in judges}}
-                for row in rows[:SHOWN].tolist()]
-    return rows, {"judges": judges, "above": MISTAKEN, "suspects_found": len(rows), "suspects": suspects}
+    found = (highest > MISTAKEN).nonzero().flatten()
+    found = found[highest[found].argsort(descending=True, stable=True)]
+    suspects = [{"image": source.name(rows[place]), "index": int(rows[place]), "label": int(source.labels[rows[place]]),
+                 "probability": {name: said[name][place].item() for name in judges}}
+                for place in found[:SHOWN].tolist()]
+    return found, {"judges": judges, "above": MISTAKEN, "suspects_found": len(found), "suspects": suspects}
+
+
+class Screens:
+    """The two screens over the images of `source` with these indices `rows`, labels and digests; what they find is kept
+    in the folder `cache`, by all that it depends on, and nowhere where that is None."""
+
+    def __init__(self, source, rows, digests, cache):
+        self.source, self.rows, self.cache = source, rows, cache
+        self.labels = source.labels[rows]
+        self.images = hashlib.sha256(b"".join(digests) + self.labels.numpy().tobytes()).hexdigest()
+
+    def kept(self, name, depends_on, compute, **options):
+        """compute(), or what it gave before for the same images and for an equal list of plain values, `depends_on`."""
+        if self.cache is None:
+            return compute()
+        key = hashlib.sha256(json.dumps([SCREEN, self.images, *depends_on]).encode()).hexdigest()
+        return from_cache(Path(self.cache) / "audits" / f"{name}_{key[:16]}.json", key, compute, **options)
+
+    def near_copies(self, greys, left, sources):
+        """As near_copies gives it. greys: uint8 (n, S, S)."""
+        numbers = {name: value for name, value in vars(near).items() if isinstance(value, (int, float, tuple))}
+        found = self.kept("near", [left.sha256, SHOWN, numbers, list(near.KINDS)],
+                          lambda: search(self.labels, greys, left, sources))
+        return near_copies(self.source, self.rows, left, found)
+
+    def mistaken(self, judges):
+        """As mistaken gives it."""
+        first = self.source.read(self.rows[:TRIED])
+
+        def holds(said):  # the weights of a program do not tell all that it does
+            return all((judge(first) - torch.tensor(said[name][:TRIED])).abs().max() <= AGREES
+                       for name, judge in judges.items())
+
+        said = self.kept("mistaken", [[name, getattr(judge, "sha256", "")] for name, judge in judges.items()],
+                         lambda: asked(self.source, self.rows, judges), holds=holds)
+        return mistaken(self.source, self.rows, said)
 
 
 # ------------------------------------------------------------------------------------------------ the audit
@@ -247,7 +303,7 @@ def fingerprint(source, indices):
 
 
 def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, judges=None, drop_suspects=False,
-              weights=()):
+              weights=(), cache=None):
     """Choose the images of `source` that training may use, and say which.
 
     unseen: labels of the unseen classes. Their images are left out, and so is any image of another class that is a
@@ -256,6 +312,7 @@ def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, ju
     other values are left out as those of an unseen class are, copies of them too.
     judges: {name: function from uint8 images (n, C, H, W) to the probability (n,) that each is of an unseen class};
     images above MISTAKEN are suspects, and left out with drop_suspects. weights: what starting_weights found.
+    cache: a folder in which what the screens find is kept; each judge then has a `sha256` of what it depends on.
     Returns (indices int64 (n,) in the source's order, audit, AbsenceGuard); `audit` holds plain values
     for JSON. Its sha256 is the `fingerprint` of the used images. Raises UserError where a class that should be seen
     has no image, where one bears the name of an unseen one, and where the set is not in order (datasets.safety).
@@ -274,7 +331,6 @@ def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, ju
     left = LeftOut(sources, absent, only)
 
     kept, digests, duplicates, greys, used = [], [], [], [], hashlib.sha256()
-    said = {name: [] for name in judges or {}}
     for chunk in in_chunks((~is_unseen & kept_by_filter).nonzero().flatten(), "auditing images"):
         images, rows = source.read(chunk), []
         for row, (image, digest) in enumerate(zip(images.numpy(), image_hashes(images), strict=True)):
@@ -289,19 +345,17 @@ def leave_out(source, spec, unseen, keep_unseen=False, only=(), *, test=None, ju
         kept.append(chunk[rows])
         if absent:
             greys.append(near.grey(images[rows]).round().to(torch.uint8))
-            for name, judge in (judges or {}).items():
-                said[name].append(judge(images[rows]))
     indices = torch.cat([torch.empty(0, dtype=torch.int64), *kept])
     sha256, dropped = used.hexdigest(), torch.zeros(len(indices), dtype=torch.bool)
 
     copies = suspected = None
     if absent and len(indices):
+        screens = Screens(source, indices, digests, cache)
         if len(left):
-            rows, copies = near_copies(source, indices, torch.cat(greys), left)
-            copies["planted"], copies["would_find"] = would_find(sources, left, copies["threshold"])
+            rows, copies = screens.near_copies(torch.cat(greys), left, sources)
             dropped[rows] = True
         if judges:
-            rows, suspected = mistaken(source, indices, {name: torch.cat(parts) for name, parts in said.items()})
+            rows, suspected = screens.mistaken(judges)
             suspected["dropped"] = drop_suspects
             dropped[rows] |= drop_suspects
     if dropped.any():

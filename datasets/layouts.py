@@ -173,6 +173,10 @@ def layout(source, tree, how, say, names=(), suffixes=SUFFIXES, what="image"):
         splits, empty, text = in_folders(source, tree, images, how)
     splits = {split: [(composed(name), file) for name, file in files] for split, files in splits.items() if files}
     classes = {name for files in splits.values() for name, _ in files} | {composed(name) for name in empty}
+    for name in sorted(classes):
+        if not name.isprintable():
+            raise UserError(f"--source {source} has a class folder whose name '{name}' is no text in UTF-8, or holds "
+                            "signs that do not show; rename it.")
     folded = Counter(name.casefold() for name in classes)
     for name in sorted(classes):
         if folded[name.casefold()] > 1:

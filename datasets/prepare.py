@@ -1,6 +1,5 @@
 """Preparing an image set: from a download, a zip or a folder to train.h5 and test.h5."""
 
-import gzip
 import hashlib
 import http.client
 import math
@@ -31,6 +30,7 @@ from datasets.attributes import (
     write_attributes,
 )
 from datasets.layouts import LAYOUTS, images_of, layout, tree_of
+from datasets.safety import inflated
 from datasets.sources import BUILT_IN, MODES, Decoder, content_of, to_array
 from utils import DATASETS, DatasetSpec, UserError, nearest, replacing
 
@@ -113,18 +113,19 @@ def prepare(name, data_root, source=None, resolution=None, channels=None, test_s
     elif name == "mnist" and (source is None or idx_files(source)):
         splits = mnist(source)
     elif source is not None and (attributes or name.startswith("waterbirds")):
-        spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, test_share, say)
+        spec, splits = from_csv(source, spec, csv, attributes, drop_mislabelled, say)
     elif source is None:
         raise UserError(f"data set {name} cannot be downloaded; give its images as --source ZIP_OR_DIR.")
     elif sounds.found_in(source):
         spec, splits = sounds.prepare_sounds(source, spec, how, say)
     else:
-        spec, splits = from_tree(source, spec, test_share, how, say)
-    folder = Path(data_root) / name
+        spec, splits = from_tree(source, spec, how, say)
+    folder, whole = Path(data_root) / name, splits
     try:
+        splits = with_test(whole, test_share)
         write(folder, spec, splits)
     except BadImage:
-        splits = without_bad(splits, source, skip_bad, say)
+        splits = with_test(without_bad(whole, source, skip_bad, say), test_share)
         write(folder, spec, splits)
     return spec, splits
 
@@ -318,7 +319,7 @@ def read_idx(file, opened, source):
     """The uint8 array in an idx file, which may be packed by gzip. Raises UserError where it is damaged."""
     try:
         data = content_of(opened(file))
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        data = inflated(data, f"{source}/{file}") if data[:2] == b"\x1f\x8b" else data
         if data[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
@@ -330,11 +331,10 @@ def read_idx(file, opened, source):
 # ---------------------------------------------------------------------- images with a CSV of columns
 
 
-def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share, say):
+def from_csv(source, spec, csv, attributes, drop_mislabelled, say):
     """(spec, {split: Split}) of a zip or a folder whose images a CSV in it describes.
 
-    Images of Waterbirds are squeezed to a square, as its authors do; others are cropped to one. Without a test split
-    `test_share` of each class is held out.
+    Images of Waterbirds are squeezed to a square, as its authors do; others are cropped to one.
     """
     tree = tree_of(source)
     files, where, waterbirds = images_of(tree), f"{csv} of {source}", spec.folder.startswith("waterbirds")
@@ -362,10 +362,6 @@ def from_csv(source, spec, csv, attributes, drop_mislabelled, test_share, say):
         return Split(labels, image, attributes_from(part, members), note)
 
     splits = {name: split(part) for name, part in table.items()}
-    if "test" not in splits and "train" in splits:
-        held_out = hold_out(splits["train"].labels, test_share)
-        whole = splits["train"]
-        splits |= {"train": whole.only(np.flatnonzero(~held_out)), "test": whole.only(np.flatnonzero(held_out))}
     return spec, splits
 
 
@@ -395,7 +391,7 @@ def decoded(decoder, tree, file, source):
         raise BadImage(str(error)) from error
 
 
-def from_tree(source, spec, test_share, how, say):
+def from_tree(source, spec, how, say):
     """(spec, {split: Split}) of a zip or a folder; a spec without classes gets the folders' names."""
     tree = tree_of(source)
     splits, classes = layout(source, tree, how, say, spec.classes)
@@ -419,12 +415,16 @@ def from_tree(source, spec, test_share, how, say):
 
         return Split(np.array([label for label, _ in members], np.int64), image)
 
-    parts = {name: split(members) for name, members in splits.items()}
-    if "test" not in parts:
-        held_out = hold_out(parts["train"].labels, test_share)
-        whole = parts["train"]
-        parts = {"train": whole.only(np.flatnonzero(~held_out)), "test": whole.only(np.flatnonzero(held_out))}
-    return spec, parts
+    return spec, {name: split(members) for name, members in splits.items()}
+
+
+def with_test(splits, share):
+    """The splits with a test split: where there is none, `share` of each training class."""
+    if "test" in splits or "train" not in splits:
+        return splits
+    whole, mask = splits["train"], hold_out(splits["train"].labels, share)
+    train = replace(whole.only(np.flatnonzero(~mask)), left_out=whole.left_out)
+    return splits | {"train": train, "test": whole.only(np.flatnonzero(mask))}
 
 
 def hold_out(labels, share):

@@ -1,6 +1,9 @@
 """What an image set that others made may not do: run a program, fill memory, read other files, be out of date."""
 
+import gzip
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -10,14 +13,44 @@ from utils import UserError
 # Pillow's other formats include programs (EPS) and readers of other files
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 PACKED = 256 * 2**20  # bytes of one image file
-PIXELS = 2**26  # of one image: 8192 x 8192
+TEXT = 64 * 2**20  # bytes of one table or listing, which takes many times as much when it is read
+TEXTS = (".csv", ".json", ".tsv", ".txt")
+RATIO = 100  # times as large as packed: more than any picture or label gains
+PIXELS = 2**26  # of one image: 8192 x 8192; and samples of one sound: 25 minutes
 
 
 def require_small_member(member, name):
-    """Raise UserError where a zipfile.ZipInfo says that it unpacks to more than an image file may hold."""
-    if member.file_size > PACKED:
-        raise UserError(f"{name} unpacks to {member.file_size / 1e6:.0f} MB; an image file may have "
-                        f"{PACKED / 1e6:.0f} MB. Remove it from the set, or make it smaller.")
+    """Raise UserError where a zipfile.ZipInfo says that it unpacks to more than an image file or a table may hold."""
+    bound, kind = (TEXT, "a table or listing") if name.lower().endswith(TEXTS) else (PACKED, "an image file")
+    if member.file_size > bound:
+        raise UserError(f"{name} unpacks to {member.file_size / 1e6:.0f} MB; {kind} may have {bound / 1e6:.0f} MB. "
+                        "Remove it from the set, or make it smaller.")
+
+
+def inflated(data, name):
+    """What gzip has packed into bytes. Raises UserError with `name` for more than an image file may hold, and OSError,
+    EOFError or zlib.error for what is damaged."""
+    found = gzip.GzipFile(fileobj=io.BytesIO(data)).read(PACKED + 1)
+    if len(found) > PACKED:
+        raise UserError(f"{name} unpacks to more than {PACKED / 1e6:.0f} MB, and no more are read. Unpack it yourself, "
+                        "or fetch it again.")
+    return found
+
+
+def require_small_array(name, unpacked, packed):
+    """Raise UserError where an array takes far more memory (bytes) than room in its file (bytes)."""
+    bound = max(PACKED, RATIO * packed)
+    if unpacked > bound:
+        raise UserError(f"{name} unpacks from {packed / 1e6:.2f} MB to {unpacked / 1e6:.0f} MB; at most "
+                        f"{bound / 1e6:.0f} MB are read, or {RATIO} times what it takes in the file. Store it without "
+                        "compression.")
+
+
+def require_small_arrays(path):
+    """Raise UserError where an array of an npz unpacks to far more than it takes; zipfile.BadZipFile for no npz."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            require_small_array(f"{member.filename} in {path}", member.file_size, member.compress_size)
 
 
 def require_small_image(image, name):
@@ -28,16 +61,29 @@ def require_small_image(image, name):
                         "Remove it from the set, or make it smaller.")
 
 
+def require_short_sound(frames, name):
+    """Raise UserError where a sound says that it has more samples than memory should be given."""
+    if frames > PIXELS:
+        raise UserError(f"sound {name} has {frames / 1e6:.0f} million samples; at most {PIXELS / 1e6:.0f} million are "
+                        "read. Cut it into clips.")
+
+
 def require_own_storage(file, path):
-    """Raise UserError where an open h5py.File keeps what we read of it, images or labels, in other files."""
-    for name in ("images", "labels"):
-        link = file.get(name, getlink=True)
-        if isinstance(link, (h5py.ExternalLink, h5py.SoftLink)):
+    """Raise UserError where an open h5py.File keeps anything in other files, or more than it seems to hold."""
+    links, arrays = [], []
+    # an error in what visits is lost in HDF5
+    file.visititems_links(lambda *found: links.append(found))
+    file.visititems(lambda *found: arrays.append(found))
+    for name, link in links:
+        if not isinstance(link, h5py.HardLink):
             raise UserError(f"{path} holds a link in place of its {name}; a prepared image set keeps them itself. Make "
                             "it again with scripts/prepare_data.py.")
-        if name in file and (file[name].external or file[name].is_virtual):
-            raise UserError(f"{path} keeps its {name} in other files; a prepared image set keeps them itself. Make it "
-                            "again with scripts/prepare_data.py.")
+    for name, array in arrays:
+        if isinstance(array, h5py.Dataset):
+            if array.external or array.is_virtual:
+                raise UserError(f"{path} keeps its {name} in other files; a prepared image set keeps them itself. Make "
+                                "it again with scripts/prepare_data.py.")
+            require_small_array(f"{name} in {path}", array.nbytes, array.id.get_storage_size())
 
 
 def require_current(source):

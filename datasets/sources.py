@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from datasets.safety import FORMATS, require_own_storage, require_small_image
@@ -266,7 +266,8 @@ class Decoder:
         except UserError:
             raise
         except Exception as error:  # the decoders raise errors of many kinds
-            raise UserError(f"image {name} does not decode ({error}); repair it or remove it from the set.") from error
+            why = "it is of no kind that is known" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(f"image {name} does not decode ({why}); repair it or remove it from the set.") from error
 
 
 def content_of(file):

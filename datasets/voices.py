@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datasets.layouts import images_of, layout, tree_of
 from datasets.prepare import Split
+from datasets.safety import require_short_sound
 from sound import RATE, WINDOW, band_edges, to_images
 from utils import UserError, nearest, to_uint8
 
@@ -120,7 +121,12 @@ def read_sound(file, name):
     try:
         if not hasattr(file, "read"):
             file = io.BytesIO(Path(file).read_bytes())
+        info = soundfile.info(file)
+        require_short_sound(info.frames * info.channels, name)
+        file.seek(0)
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except UserError:
+        raise
     except Exception as error:  # the decoders raise errors of many kinds
         raise UserError(f"sound {name} does not decode ({error}); repair it or remove it from the set.") from error
     if not RATE <= rate <= HIGHEST_RATE:

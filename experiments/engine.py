@@ -31,6 +31,8 @@ from utils import DATASETS, ROOT, UserError, checkpoint_files, nearest, replacin
 # settings that do not decide what a run computes
 INDIFFERENT = {"evaluator", "device", "num_workers", "max_resident_gb", "log_every", "sample_every", "save_every",
                "keep"}
+# flags of what may be run of others' files: no checkpoint decides it, so that each start says it again
+ASKED = ("C_arch", "C_trust", "evaluator_arch", "evaluator_trust")
 TRAIN, EVALUATE = str(ROOT / "train.py"), str(ROOT / "evaluate.py")
 LAUNCHERS = {"C10": "cifar", "MNIST": "mnist", "voices": "voices"}
 DIGITS = {"robust": "--arch smallcnn --robust l2 --eps 1.25 --steps 3 --epochs 20", "regular":
@@ -44,9 +46,9 @@ LOCAL_JOBS = 2  # of submitit's local executor at a time
 class Measurement:
     """What is measured of a run. Its functions stand at the top of a module, or are functools.partial of such.
 
-    make: a program and its flags, in which {run} stands for the run's folder, or a function of the Run; both append
-    records to the folder's results.jsonl. figures: those records -> {name: figure}, plain values. protocol() -> plain
-    values; figures that were measured by another protocol do not count.
+    make: a program and its flags, in which {run} stands for the run's folder and to which its `asked` are added, or a
+    function of the Run; both append records to the folder's results.jsonl. figures: those records -> {name: figure},
+    plain values. protocol() -> plain values; figures that were measured by another protocol do not count.
     """
 
     make: tuple[str, ...] | Callable
@@ -61,7 +63,7 @@ class Measurement:
         """Measure a run: (error, seconds) as `call` gives them."""
         if not callable(self.make):
             words = [str(run.path) if word == "{run}" else word for word in self.make]
-            return call(words, run.file(".log"), lock, stopped)
+            return call([*words, *run.asked], run.file(".log"), lock, stopped)
         begin, error = time.perf_counter(), ""
         try:
             self.make(run)
@@ -131,6 +133,13 @@ class Run:
             return {"probed": ""}
         return {"probed": file_sha256(path, path.stat().st_mtime_ns)} if path.is_file() else {}
 
+    @property
+    def asked(self):
+        """The flags of ASKED that the run is started with."""
+        values = {name: self.config[name] for name in ASKED if self.config[name]}
+        return [word for name, value in values.items() for word in ([f"--{name}"] if value is True else
+                                                                    [f"--{name}", value])]
+
     def file(self, ending):
         return ROOT / self.path / f"{self.experiment}{ending}"
 
@@ -138,7 +147,8 @@ class Run:
         return bool(state.get("trained") and checkpoint_files(ROOT / self.path))
 
     def command(self):
-        begin = ["--resume", self.path] if checkpoint_files(ROOT / self.path) else ["--run", self.path, *self.words]
+        begin = ["--resume", self.path, *self.asked] if checkpoint_files(ROOT / self.path) else \
+            ["--run", self.path, *self.words]
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", self.processes, "--"]
         return [*(several if self.processes > 1 else []), TRAIN, *begin]
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets.safety import FORMATS, require_small_arrays, require_small_image
 from datasets.sources import image_files, is_not_the_users, plain
 from utils import UserError, class_label, nearest, to_uint8
 
@@ -98,9 +99,12 @@ def folder_images(path, spec, new_class, num):
 def read_image(path, spec):
     """The pixels of one file, uint8 (C, H, W). Raises UserError where they are not what the data set needs."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            require_small_image(image, path)
             shown = image if image.mode.startswith(("I", "F")) else plain(image)
             pixels = np.asarray(shown.convert("RGB") if shown.mode in ("P", "1", "LA") else shown)
+    except UserError:
+        raise
     except Exception as error:  # the decoders raise errors of many kinds
         raise UserError(f"image {path} does not decode ({error}); repair it or remove it.") from error
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -121,10 +125,12 @@ def npz_images(path, spec, new_class, num):
     that is damaged, or has not the data set's size, channels and labels.
     """
     try:
+        require_small_arrays(path)
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
             classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single npy
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError,
+            zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no npz with the arrays x and y ({error}); write it as sample.py --mode npz "
                         "does.") from error
     wanted = (spec.channels, spec.resolution, spec.resolution)

@@ -22,7 +22,8 @@ class Measured:
     images: a source of metrics.images. extractor and judge: (images) -> (features (B, F), probabilities (B, K)), the
     network whose features are compared and the evaluator; they may be the same. probed: the classifier that was
     probed, or None; probed_labels: its label for each class, -1 for none. seed: of all that the metrics draw at random.
-    presence: a metrics.presence.Presence, or None. others: further evaluators, as `judge`.
+    presence: a metrics.presence.Presence, or None. others: further evaluators, as `judge`. out: the folder for
+    statistics of the real images, or None for the data set's own.
 
     labels int64 (N,): the class each image was drawn for. features float32 (N, F); probabilities (N, J), the
     extractor's own; judged (N, K), the evaluator's; accepted (N, Kc), the probed classifier's, or None.
@@ -31,12 +32,12 @@ class Measured:
     """
 
     def __init__(self, images, extractor, judge, probed, probed_labels, dataset, data_root, device, batch_size=100,
-                 seed=0, presence=None, others=()):
+                 seed=0, presence=None, others=(), out=None):
         self.images, self.extractor, self.judge, self.probed = images, extractor, judge, probed
         self.probed_labels, self.dataset, self.data_root = probed_labels, dataset, data_root
         self.device, self.batch_size, self.seed = device, batch_size, seed
         self.num, self.classes, self.presence = images.num, images.classes, presence
-        self.others = others
+        self.others, self.out = others, out
         self.pixels, self.flaws, self.neighbourhoods, parts = {}, {}, {}, {}
         total = self.num * len(images.drawn)
         with tqdm(total=total, desc="generated images", unit="image", disable=None, leave=False) as bar:
@@ -110,7 +111,8 @@ class Measured:
     def statistics(self, extractor, split=None):
         """The RealStatistics of a split (images, labels), by default the training split."""
         folder = Path(self.data_root) / DATASETS[find_dataset(self.dataset)[0]].folder
-        return real_statistics(*(split or self.training_set), extractor, folder if folder.exists() else ROOT / folder)
+        return real_statistics(*(split or self.training_set), extractor, folder if folder.exists() else ROOT / folder,
+                               self.out)
 
     @cached_property
     def real(self):

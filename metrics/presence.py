@@ -30,6 +30,7 @@ from datasets import open_source, read_all
 from datasets.attributes import attributes_of, find_attribute, parse_only
 from layers import shift
 from metrics.intervals import LEVEL
+from metrics.statistics import kept_at
 from utils import DATASETS, ROOT, UserError, find_dataset, load_torch, nearest, save_torch, to_unit_range
 
 SCORERS = ("whole", "ring", "histogram")
@@ -255,16 +256,17 @@ def calibrate(scorers, data):
 class Presence:
     """Measures in how many images the value of an attribute is seen: trained scorers, calibrated by class.
 
-    text: 'place=water'. The scorers are kept beside the data set, by the data and the settings that made them.
-    runs: as known_fakes takes them, to calibrate on fakes too. Raises UserError as load_labelled and known_fakes do.
+    text: 'place=water'. The scorers are kept beside the data set, or in the folder `out`, by the data and the settings
+    that made them. runs: as known_fakes takes them, to calibrate on fakes too. Raises UserError as load_labelled and
+    known_fakes do.
     """
 
-    def __init__(self, text, dataset, data_root, runs=None):
+    def __init__(self, text, dataset, data_root, out=None, runs=None):
         self.name, _, self.value = text.partition("=")
         if not self.name or not self.value:
             raise UserError(f"--presence '{text}' names no attribute and value; give both, as in place=water.")
         train = load_labelled(dataset, data_root, TRAINED_ON, self.name, self.value)
-        self.scorers = stored_scorers(train, dataset, data_root)
+        self.scorers = stored_scorers(train, dataset, data_root, out)
         self.calibration = calibrate(
             self.scorers, load_labelled(dataset, data_root, CALIBRATED_ON, self.name, self.value))
         if runs:
@@ -282,13 +284,13 @@ class Presence:
         return result
 
 
-def stored_scorers(train, dataset, data_root):
+def stored_scorers(train, dataset, data_root, out=None):
     """The Scorers trained on these Labelled images, from the file that holds them or else trained and stored."""
     digest = hashlib.sha256(repr((LAYOUT, STEPS, BATCH_SIZE, LR, CENTRE, BINS, train.images.shape)).encode())
     for part in (train.images, train.labels, train.present):
         digest.update(part.contiguous().numpy())
     folder = Path(data_root) / DATASETS[find_dataset(dataset)[0]].folder
-    path = (folder if folder.exists() else ROOT / folder) / "statistics" / f"presence_{digest.hexdigest()[:16]}.pt"
+    path = kept_at(folder if folder.exists() else ROOT / folder, f"presence_{digest.hexdigest()[:16]}.pt", out)
     if path.is_file():
         return Scorers(load_torch(path))
     scorers = Scorers.trained(train)

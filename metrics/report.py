@@ -146,8 +146,8 @@ def mean(points):
 
 def curve(rows, name):
     """The points (step, value) of one column of the log, without what is no finite number."""
-    points = [(row["step"], row.get(name)) for row in rows]
-    return [(x, float(y)) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
+    points = [(row.get("step"), row.get(name)) for row in rows]
+    return [(x, float(y)) for x, y in points if all(isinstance(v, (int, float)) and math.isfinite(v) for v in (x, y))]
 
 
 def chart(title, unit, curves):

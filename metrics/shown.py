@@ -122,8 +122,8 @@ def report_of(measured, records, state, home, selection):
     unseen = [measured.classes[label] for label in measured.images.new_class]
     recognised = [record for record in records if record["metric"].startswith("recognition@")]
     taught = read_lines(home / "teachers.jsonl")
-    warnings = [f"Step {line['step']}: {warning}" for line in [*read_lines(home / "collapse.jsonl"), *taught]
-                for warning in line["warnings"]]
+    warnings = [f"Step {line.get('step')}: {warning}" for line in [*read_lines(home / "collapse.jsonl"), *taught]
+                for warning in line.get("warnings", ())]
     return {"run": home.name, "step": measured.images.step, "settings": state.get("config", {}),
             "audit": state.get("audit", {}), "records": records,
             "log": read_lines(home / "log.jsonl") + taught if state else [],

@@ -156,18 +156,25 @@ def read(path, key):
         return None
 
 
-def real_statistics(images_uint8, labels, extractor, folder):
+def kept_at(folder, name, out=None):
+    """The path of what is kept of a data set: <folder>/statistics/<name> or, where that does not exist, in the folder
+    `out` where one is given."""
+    path = Path(folder) / "statistics" / name
+    return path if out is None or path.is_file() else Path(out) / "statistics" / name
+
+
+def real_statistics(images_uint8, labels, extractor, folder, out=None):
     """The RealStatistics of uint8 images (N, C, H, W) with labels (N,), from the cache or else computed and stored.
 
     folder: the data set's, <data_root>/<spec.folder>; the file is
-    <folder>/statistics/<data's hash>_<extractor's name>-<weights' hash>.npz. Other data or other weights have another
-    file; a damaged one is computed again; where none can be written, a warning says so.
+    <folder>/statistics/<data's hash>_<extractor's name>-<weights' hash>.npz, or `kept_at` has it in `out`. Other data
+    or other weights have another file; a damaged one is computed again; where none can be written, a warning says so.
     Raises UserError as metrics.features.extract does.
     """
     images_uint8, labels = torch.as_tensor(images_uint8), torch.as_tensor(labels).to(torch.int64)
     data = fingerprint(images_uint8, labels)
     key = f"{LAYOUT} {data} {extractor.name} {extractor.weights_hash}"
-    path = Path(folder) / "statistics" / f"{data[:16]}_{extractor.name}-{extractor.weights_hash[:16]}.npz"
+    path = kept_at(folder, f"{data[:16]}_{extractor.name}-{extractor.weights_hash[:16]}.npz", out)
     real = read(path, key)
     if real is None:
         real = compute(images_uint8, labels, extractor)

@@ -66,6 +66,12 @@ def test_a_good_classifier_passes(coloured):
     assert "100.0% (95% interval 98.1% to 100.0%) of 200 held-out images" in str(check) and check.as_dict()["passed"]
 
 
+def test_what_was_found_on_loading_is_said_by_the_check(coloured):
+    frozen = good()
+    frozen.notes = ["taken are the weights ema"]
+    assert str(check_classifier(frozen, *coloured)).splitlines()[-1] == "taken are the weights ema"
+
+
 def test_a_wrong_channel_order_is_named(coloured):
     check = check_classifier(rewrapped(good(), bgr=True), *coloured)
     assert check.accuracy < 0.8 and len(check.problems) == 1
@@ -110,6 +116,16 @@ def test_an_untrained_classifier_is_not_explained_away(coloured, monkeypatch):
     frozen = good(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)))
     check = check_classifier(frozen, torch.randint(0, 256, (200, 3, 16, 16), dtype=torch.uint8), coloured[1])
     assert "is it trained, and on these classes" in check.problems[0]
+
+
+@pytest.mark.parametrize("better, advised", [(0.45, False), (0.5, True)])
+def test_flags_that_would_not_pass_either_are_not_advised(coloured, monkeypatch, better, advised):
+    """Of four classes 47.5% must be right."""
+    monkeypatch.setattr("classifiers.check.likeliest_cause", lambda *_: (f"with --C_bgr it is {better:.1%}", better))
+    frozen = rewrapped(good(), bgr=True)
+    frozen.labels = (1, 2, 3, 0)
+    check = check_classifier(frozen, *coloured)
+    assert check.accuracy < 0.25 and ("--C_bgr" in check.problems[0]) == advised
 
 
 class Spoilt(nn.Module):
@@ -335,7 +351,8 @@ def test_a_sigmoid_that_was_not_undone_is_named(coloured):
 
 def test_what_was_found_in_four_lines():
     frozen = FrozenClassifier(Nearest(), 4, 3, 28, [0.5] * 3, [0.25] * 3, "resnet8")
-    frozen.notes, frozen.hinted = ["taken are the weights ema", "passed over: x"], {"mean": [1.0]}
+    frozen.notes, frozen.hinted = ["taken are the weights ema", "it answers with logits", "passed over: x"], \
+        {"mean": [1.0]}
     assert description(frozen, "c.pt").splitlines() == [
         "c.pt: resnet8, 4 classes", "weights: taken are the weights ema; passed over: x",
         "images: 3 channel(s), 28 x 28, from 0 to 1, less mean 0.5 0.5 0.5, by std 0.25 0.25 0.25", "answers: logits",

@@ -253,6 +253,7 @@ def test_a_normaliser_in_the_file_is_used(tmp_path, names, scale):
 
 
 LIBRARIES = ["torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",
+             "torchvision:mnasnet0_5", "timm:lcnet_035", "timm:starnet_s050", "timm:mnasnet_small",
              "timm:resnet10t", "timm:mobilenetv4_conv_small_035", "timm:test_vit", "timm:test_convnext",
              "timm:test_efficientnet", "timm:test_nfnet", "timm:test_mambaout"]
 

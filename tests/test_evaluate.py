@@ -21,8 +21,9 @@ from classifiers import build, load_classifier
 from classifiers.check import require_passed
 from datasets.attributes import Attribute, write_attributes
 from datasets.sources import sample_sha256
+from evaluate import judges_in
 from methods import find_method, make_config
-from metrics import presence, protocols
+from metrics import presence, protocols, statistics
 from metrics.recognition import confusion, rate, rate_difference
 from metrics.registry import METRICS, find_metric, register
 from metrics.report import number
@@ -77,7 +78,8 @@ def measure(world, monkeypatch):
     monkeypatch.setattr(evaluate, "require_passed", lambda *_: None)  # the world's classifiers are untrained
 
     def call(*flags):
-        flags = ["--evaluator", world / "evaluator.pt", "--device", "cpu", *flags]
+        judge = [] if "--evaluator" in flags else ["--evaluator", world / "evaluator.pt"]
+        flags = [*judge, "--device", "cpu", *flags]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
         utils.run_main(evaluate.main)
     return call
@@ -415,23 +417,46 @@ def test_an_evaluator_that_fails_its_check_is_refused(world, measure, capsys, mo
 
 def test_of_several_evaluators_what_all_recognise_counts(world, measure, tmp_path, capsys):
     torch.manual_seed(7)
-    save_torch(tmp_path / "second.pt", {"arch": "vgg7", "num_classes": 10, "channels": 1, "resolution": 16,
-                                        "mean": [0.5], "std": [0.5], "state_dict": build("vgg7", 10, 1).state_dict()})
+    weights = build("vgg7", 10, 1).state_dict()
+    save_torch(tmp_path / "whole.pt", {"arch": "vgg7", "num_classes": 10, "channels": 1, "resolution": 16,
+                                       "mean": [0.5], "std": [0.5], "state_dict": weights})
+    save_torch(tmp_path / "second.pt", weights)  # of which its flags say the rest
     run = world / "run"
     found = results(run, measure, "--run", run, "--num", 24, "--metrics", "recognition", "adversarial_gap",
-                    "--evaluator", world / "evaluator.pt", tmp_path / "second.pt")
+                    "--evaluator", world / "evaluator.pt", "--evaluator", tmp_path / "second.pt", "--evaluator_arch",
+                    "vgg7", "--evaluator_mean", 0.5, "--evaluator_std", 0.5, "--evaluator_size", 16)
     sampler = Sampler(load_checkpoint(run), torch.device("cpu"))
     for label, name in enumerate(CLASSES):
         seeds = range(10_000 + label * 24, 10_000 + (label + 1) * 24)
         images = utils.to_unit_range(utils.to_uint8(sampler.class_images(label, seeds)))
         first, second = (load_classifier(path)(images).argmax(1) == label for path in (
-            world / "evaluator.pt", tmp_path / "second.pt"))
+            world / "evaluator.pt", tmp_path / "whole.pt"))
         for judge, hits in (("digits_evaluator", first), ("digits_second_2", second), ("all", first & second)):
             assert found[f"recognition@{judge}", name]["value"] == pytest.approx(hits.float().mean().item())
         assert found["adversarial_gap@all", name]["recognised"] == pytest.approx((first & second).float().mean().item())
     said = refused(measure, capsys, "--run", run, "--num", 5, "--evaluator", world / "evaluator.pt",
                    world / "evaluator.pt")
     assert "are the same classifier; two that agree prove something only where they are independent" in said
+
+
+@pytest.mark.parametrize("arguments, wanted", [
+    ("--run r --num 5", [{}]),
+    ("--evaluator_trust", [{"evaluator_trust": True}]),  # of the judge that the run names
+    ("--run r --evaluator A B --num 5", [{"evaluator": "A"}, {"evaluator": "B"}]),
+    ("--evaluator_size 28 --evaluator A --num 5 --evaluator_arch x --evaluator B --evaluator_mean .5 "
+     "--evaluator=C --evaluator D",
+     [{"evaluator": "A", "evaluator_size": 28, "evaluator_arch": "x"}, {"evaluator": "B", "evaluator_mean": [0.5]},
+      {"evaluator": "C"}, {"evaluator": "D"}]),
+])
+def test_the_flags_of_a_judge_are_of_the_one_before_them(arguments, wanted):
+    assert judges_in(arguments.split()) == wanted
+
+
+@pytest.mark.parametrize("arguments", ["--evaluator A B --evaluator_arch x", "--evaluator_arch x --evaluator A B",
+                                       "--evaluator A --evaluator B C --run r --evaluator_arch x"])
+def test_the_flags_of_one_judge_are_not_given_to_several(arguments):
+    with pytest.raises(UserError, match="--evaluator_arch is of one judge, and --evaluator names 2; give each with"):
+        judges_in(arguments.split())
 
 
 @pytest.mark.parametrize("key, metric, words", [
@@ -511,6 +536,60 @@ def test_a_generator_that_draws_nan_is_refused(world, measure, capsys, tmp_path)
     said = refused(measure, capsys, "--run", tmp_path / "nan", "--num", 5, "--metrics", "recognition")
     assert "drew NaN or infinite pixels" in said
     assert not (tmp_path / "nan/results.jsonl").exists()
+
+
+def written_in(*folders):
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+
+
+def test_out_takes_all_that_is_written(world, measure, tmp_path, monkeypatch):
+    """So that a run, and a data set, in which one may not write can be measured."""
+    run, data, out = make_run(world, "read_only"), tmp_path / "data", tmp_path / "out"
+    shutil.copytree(world / "digits", data / "digits", ignore=lambda *_: ["statistics"])
+    before = written_in(run, data)
+    flags = ["--run", run, "--data_root", data, "--num", 6, "--metrics", "recognition", "fd", "--out", out]
+    measure(*flags)
+    assert written_in(run, data) == before
+    assert len(lines(out / "results.jsonl")) and len(list(out.glob("check_*.json"))) == 1
+    assert len(list((out / "statistics").iterdir())) == 1
+    monkeypatch.setattr(statistics, "compute", lambda *_: 1 / 0)
+    measure(*flags)  # from what is kept there
+
+
+def test_out_gives_each_of_several_runs_a_folder(world, measure, capsys, tmp_path):
+    runs, out = [make_run(world, name, seed=seed) for name, seed in (("one", 11), ("two", 12))], tmp_path / "out"
+    before = written_in(*runs)
+    measure("--run", *runs, "--num", 6, "--metrics", "recognition", "--out", out)
+    assert written_in(*runs) == before
+    assert (out / "one/results.jsonl").is_file() and (out / "two/results.jsonl").is_file()
+    assert len(lines(out / "combined.jsonl")) == 11
+    capsys.readouterr()
+    measure("--compare", *runs, "--out", out)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["run", "recognised"] and [row.split()[0] for row in rows] == ["one", "two"]
+    again = make_run(world, "elsewhere/one", seed=13)
+    assert "2 of these are called one" in refused(measure, capsys, "--run", runs[0], again, "--num", 6, "--out", out)
+
+
+BROKEN = ['{"step": 5, "lo', "7", "\x00\x00", '{"loss": 1}', '{"step": "x", "loss": "y"}', '{"step": null, "loss": 2}']
+
+
+def test_broken_lines_cost_themselves_alone(world, measure, capsys):
+    run = make_run(world, "broken")
+    for name in ("log", "collapse", "teachers", "results"):
+        (run / f"{name}.jsonl").write_text("\n".join(BROKEN) + '\n{"step": 5, "G_class": 1.5}\n')
+    measure("--run", run, "--num", 6, "--metrics", "recognition", "--report")
+    said = capsys.readouterr()
+    assert "log.jsonl is torn and left out" in said.err and (run / "report.html").is_file()
+    measure("--compare", run, make_run(world, "whole", seed=1))
+    assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["run", "recognised"]
+
+
+def test_a_single_array_is_no_npz(world, measure, capsys, tmp_path):
+    for name, array in (("x", image((30, 1, 16, 16))), ("o", np.array([{}, None], dtype=object))):
+        np.save(tmp_path / f"{name}.npy", array)
+        said = refused(measure, capsys, *elsewhere(world, tmp_path / f"{name}.npy", "--num", 24))
+        assert f"{name}.npy is no npz with the arrays x and y" in said
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(world, measure, capsys):

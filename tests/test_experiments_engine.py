@@ -149,6 +149,20 @@ def test_torchrun_starts_several_processes(tmp_path):
     assert run.command()[-2:] == ["--resume", tmp_path / "run"]
 
 
+def test_what_may_be_run_of_a_classifier_is_said_at_each_start(programs):
+    words = ("--dataset", "digits", "--new_class", "7", "--C_path", "C.pt", "--C_arch", "mine:make", "--C_trust")
+    judge = Measurement((str(programs / "measure.py"), "{run}"), values, dict)
+    (programs / "measure.py").write_text("import sys; print('told', *sys.argv[2:])")
+    run = Run("mine", programs / "run", words, plain_config(words), False, judge)
+    assert run.command()[1:] == ["--run", programs / "run", *words]
+    (programs / "run/checkpoints").mkdir(parents=True)
+    (programs / "run/checkpoints/step_00000001.pt").touch()
+    assert run.command()[1:] == ["--resume", programs / "run", "--C_arch", "mine:make", "--C_trust"]
+    with (programs / "lock").open("a") as lock:
+        assert judge.take(run, lock, lambda: None)[0] == ""
+    assert run.file(".log").read_text() == "told --C_arch mine:make --C_trust\n"
+
+
 def test_figures_by_class():
     records = [{"metric": name, "class": label, "value": value, "low": None, "high": None, **more}
                for name, label, value, more in (

@@ -1,6 +1,7 @@
 """Files that last: what a killed process and a full disk leave, and what may reach a terminal."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -46,6 +47,20 @@ def test_what_a_killed_process_leaves_is_cleared_and_what_a_living_one_writes_is
     living.communicate("")
     assert living.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "c.json"]
+
+
+def test_what_is_synced_is_open_for_writing(tmp_path, monkeypatch):
+    """Some file systems refuse to sync a handle that is open for reading alone."""
+    def fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        synced.append(handle)
+
+    synced = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.json").read_text() == "whole" and synced
 
 
 def test_other_hidden_files_are_left_alone(tmp_path):
@@ -141,3 +156,15 @@ def test_names_cannot_steer_the_terminal_and_progress_bars_can():
     stream.write("\rbar 10%\x1b[A")
     stream.write("\x1b[A\x1b[A")
     assert shown.getvalue() == "class \\x1b]0;owned\\x07 \\x1b[A of it\n\rbar 10%\x1b[A\x1b[A\x1b[A"
+
+
+@pytest.mark.parametrize("encoding, shown", [("ascii", b"K\\xe4fer \\u2026 \\udcff\n"),
+                                             ("latin-1", b"K\xe4fer \\u2026 \\udcff\n"),
+                                             ("utf-8", "K\u00e4fer \u2026 \\udcff\n".encode())])
+def test_names_and_punctuation_on_terminals_of_other_encodings(encoding, shown):
+    """A folder's name that is no UTF-8 comes as a lone surrogate, which no encoding has."""
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding, newline="\n")
+    print("K\u00e4fer \u2026 \udcff", file=Printable(terminal))
+    terminal.flush()
+    assert written.getvalue() == shown

@@ -120,8 +120,9 @@ def test_fakes_of_known_value_calibrate_too(birds, monkeypatch):
     """Runs that were called by the wrong value: a scorer that is right on real images is always wrong on theirs."""
     monkeypatch.setattr(presence, "STEPS", 40)
     wet, dry = ({"dataset": "ponds", "only": (f"place={value}",)} for value in ("water", "land"))
-    right = Presence("place=water", "ponds", birds, {"a": (wet, Fakes(1)), "b": (dry, Fakes(0)), "c": (dry, Fakes(0))})
-    wrong = Presence("place=water", "ponds", birds, {"a": (wet, Fakes(0)), "b": (dry, Fakes(1))})
+    right, wrong = (Presence("place=water", "ponds", birds, runs=runs) for runs in (
+        {"a": (wet, Fakes(1)), "b": (dry, Fakes(0)), "c": (dry, Fakes(0))},
+        {"a": (wet, Fakes(0)), "b": (dry, Fakes(1))}))
     for name in presence.SCORERS:
         assert right.calibration[name] == wrong.calibration[name]  # that of real images
         for label in (0, 1):

@@ -1,5 +1,6 @@
 """An image set of others runs nothing, reads nothing else, fills no memory, and is not out of date."""
 
+import gzip
 import io
 import os
 import zipfile
@@ -14,6 +15,8 @@ from test_near import Source, pictures
 
 from datasets import leave_out, open_source, safety
 from datasets.absence import require_distinct
+from datasets.sources import Decoder
+from metrics.images import npz_images, read_image
 from utils import DatasetSpec, UserError
 
 
@@ -76,13 +79,17 @@ def test_splits_of_two_preparations_are_refused(tmp_path):
         safety.require_current(open_source(SPEC, tmp_path, "train"))
 
 
-@pytest.mark.parametrize("kind", ["link", "external", "virtual"])
+@pytest.mark.parametrize("kind", ["link", "external", "virtual", "link to an attribute", "link to the classes"])
 def test_storage_in_other_files_is_refused(tmp_path, kind):
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["images"] = np.zeros((2, 3, 16, 16), np.uint8)
     with h5py.File(tmp_path / "set.h5", "w") as file:
         file["labels"] = np.zeros(2, np.int64)
-        if kind == "link":
+        if kind.startswith("link "):
+            file["images"] = np.zeros((2, 3, 16, 16), np.uint8)
+            name = "classes" if kind.endswith("classes") else "attributes/place"
+            file[name] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "images")
+        elif kind == "link":
             file["images"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "images")
         elif kind == "external":
             file.create_dataset("images", (2, 3, 16, 16), np.uint8,
@@ -95,7 +102,16 @@ def test_storage_in_other_files_is_refused(tmp_path, kind):
         safety.require_own_storage(file, tmp_path / "set.h5")
     with h5py.File(tmp_path / "own.h5", "w") as file:
         file["images"], file["labels"] = np.zeros((2, 3, 16, 16), np.uint8), np.zeros(2)
+        file.create_group("attributes")["above"] = file["/"]
         safety.require_own_storage(file, tmp_path / "own.h5")
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "attributes/place"])
+def test_an_array_of_nothing_is_no_image_set(tmp_path, name):
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file.create_dataset(name, (10**12,), np.uint8, chunks=(1000,))
+        with pytest.raises(UserError, match=f"{name} in .*empty.h5 unpacks from 0.00 MB to 1000000 MB; at most 268 MB"):
+            safety.require_own_storage(file, tmp_path / "empty.h5")
 
 
 def test_what_is_unpacked_is_bounded():
@@ -108,6 +124,50 @@ def test_what_is_unpacked_is_bounded():
         safety.require_small_member(archive.getinfo("train/ant/1.png"), "1.png")
         with pytest.raises(UserError, match="bomb.png unpacks to 268 MB"):
             safety.require_small_member(archive.getinfo("train/ant/0.png"), "bomb.png")
+        table = archive.getinfo("train/ant/0.png")
+        table.file_size = safety.TEXT
+        safety.require_small_member(table, "metadata.csv")
+        table.file_size += 1
+        with pytest.raises(UserError, match="data/METADATA.CSV unpacks to 67 MB; a table or listing may have 67 MB"):
+            safety.require_small_member(table, "data/METADATA.CSV")
+
+
+def test_what_gzip_unpacks_is_bounded(monkeypatch):
+    monkeypatch.setattr(safety, "PACKED", 1000)
+    assert safety.inflated(gzip.compress(bytes(1000)), "labels.gz") == bytes(1000)
+    with pytest.raises(UserError, match="labels.gz unpacks to more than 0 MB"):
+        safety.inflated(gzip.compress(bytes(1001)), "labels.gz")
+    damaged = bytearray(gzip.compress(b"labels"))
+    damaged[-5] ^= 1  # of the checksum
+    with pytest.raises(OSError):
+        safety.inflated(bytes(damaged), "labels.gz")
+
+
+def test_what_an_npz_unpacks_is_bounded(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "images.npz", x=draw.integers(0, 256, (9, 3, 16, 16), np.uint8), y=np.zeros(9))
+    monkeypatch.setattr(safety, "PACKED", 1000)
+    safety.require_small_arrays(tmp_path / "images.npz")
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((1000, 3, 16, 16), np.uint8), y=np.zeros(9))
+    with pytest.raises(UserError, match="x.npy in .*bomb.npz unpacks from 0.00 MB to 1 MB; at most .* without compres"):
+        npz_images(tmp_path / "bomb.npz", DatasetSpec("toy", 16, 3, ("ant",)), [0], 1)
+
+
+def test_the_samples_of_a_sound_are_bounded():
+    safety.require_short_sound(2**26, "long.flac")
+    with pytest.raises(UserError, match="longer.flac has 67 million samples; at most 67 million are read"):
+        safety.require_short_sound(2**26 + 1, "longer.flac")
+
+
+def test_images_made_elsewhere_are_read_as_those_of_a_set_are(tmp_path):
+    """A program in PostScript by the name of a picture is no picture, whichever reader meets it."""
+    (tmp_path / "0.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n")
+    for read in (lambda path: Decoder(3).load(path, path), lambda path: read_image(path, SPEC)):
+        with pytest.raises(UserError, match="0.png does not decode .cannot identify image file"):
+            read(tmp_path / "0.png")
+    Image.new("L", (8193, 8192)).save(tmp_path / "1.png")
+    with pytest.raises(UserError, match="1.png has 8193 x 8192 pixels"):
+        read_image(tmp_path / "1.png", SPEC)
 
 
 def test_the_pixels_of_an_image_are_bounded():

@@ -124,6 +124,7 @@ def test_every_mode_writes_its_file(run, monkeypatch, capsys):
     with np.load(run / "a.npz") as arrays:
         assert arrays["x"].shape == (10, 3, 16, 16) and arrays["x"].dtype == np.uint8
         assert arrays["y"].tolist() == [1] * 5 + [2] * 5 and arrays["seed"].tolist() == list(range(100, 110))
+        assert arrays["classes"].tolist() == CLASSES
         expected = to_uint8(sampler().class_images(2, [107])[0]).numpy()
         assert np.abs(arrays["x"][7].astype(int) - expected).max() <= 1
 
@@ -176,11 +177,23 @@ def test_released_weights_can_be_sampled(shared_file, tmp_path):
     (["--checkpoint", "RUN", "--mode", "class", "--classes", "cat", "dog"], "draws one class"),
     (["--checkpoint", "RUN", "--truncation", "0"], "--truncation is 0.0; it must be positive"),
     (["--checkpoint", "RUN", "--columns", "0"], "--columns is 0"),
+    (["--checkpoint", "RUN", "--columns", "101"], "--columns is 101; a picture has 100 at most"),
     (["--checkpoint", "RUN", "--mode", "npzz"], "invalid choice: 'npzz'"),
     (["--checkpoint", "RUN", "--colums", "3"], "did you mean '--columns'"),
+    (["--checkpoint", "RUN", "--seed", "1" + "0" * 30], "it must be at least 0 and less than 4611686018427387904"),
+    (["--checkpoint", "RUN", "--seed", "-1"], "--seed is -1"),
+    (["--checkpoint", "FILE"], "FILE is not a plain file of tensors"),
+    (["--checkpoint", "no\udcff"], "no checkpoint at no\\udcff"),
+    (["--checkpoint", "RUN", "--out", "FILE/a.png"], "a.png cannot be written ("),
+    (["--checkpoint", "RUN", "--out", "FOLDER"], "samples_grid.png cannot be written (a folder has its name)"),
+    (["--checkpoint", "RUN", "--out", "FILE.jpg"], "--mode grid writes a .png file; give a name that ends so, or a"),
+    (["--checkpoint", "RUN", "--out", "FILE.png", "--mode", "npz"], "--mode npz writes a .npz file"),
 ])
-def test_wrong_input_gets_a_sentence(run, flags, words, monkeypatch, capsys):
-    flags = [str(run) if flag == "RUN" else flag for flag in flags]
+def test_wrong_input_gets_a_sentence_before_anything_is_drawn(run, flags, words, monkeypatch, capsys):
+    (run / "FILE").write_text("{}")
+    (run / "FOLDER/samples_grid.png").mkdir(parents=True)
+    flags = [str(run) if flag == "RUN" else str(run / flag) if flag.startswith("F") else flag for flag in flags]
+    monkeypatch.setattr(Sampler, "images", lambda *_: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["sample.py", *flags, "--device", "cpu"])
     with pytest.raises(SystemExit) as stopped:
         utils.run_main(sample.main)

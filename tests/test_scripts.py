@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.label_noise import found, mislabelled
 from benchmarks.time_to_quality import seconds_at
 from classifiers.train import TrainSettings, train_classifier
 from datasets.prepare import prepare
+from experiments import table1
+from experiments.engine import plain_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +48,8 @@ def test_the_quickstart_refuses_what_is_no_digit_before_it_installs(checkout, di
     assert done.returncode == 2 and "give one of 0 to 9" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("name, option", [("zerogan", ""), ("naive", "--method naive"), ("oracle", "--oracle")])
+@pytest.mark.parametrize("name, option", [("zerogan", ""), ("naive", "--method naive"), ("oracle", "--oracle"),
+                                          ("small", "--C_bound 0.5")])
 def test_cifar_launchers_start_and_resume(checkout, name, option):
     script = f"launch_cifar_{name}.sh"
     assert os.access(ROOT / "scripts" / script, os.X_OK)
@@ -61,6 +66,15 @@ def test_cifar_launchers_start_and_resume(checkout, name, option):
     (run / "step_00000001.pt").touch()
     done = shell(script, "horse", "64", cwd=checkout)
     assert done.stdout.splitlines()[1].split() == ["train.py", "--resume", f"runs/C10_{name}_horse"]
+
+
+def test_the_small_launcher_has_the_settings_of_the_table(checkout):
+    words = shell("launch_cifar_small.sh", "horse", "32", cwd=checkout).stdout.split()[1:]
+    small = table1.SCALES["C10"]["small"]
+    given = ["--dataset", "C10", "--new_class", "horse", *small["all"].split(), *small["probegan"].split()]
+    one, other = (plain_config(flags) | dict.fromkeys(("num_steps", "C_path", "evaluator", "sample_every"))
+                  for flags in ([word for word in words if not word.startswith("runs/") and word != "--run"], given))
+    assert one == other
 
 
 @pytest.mark.parametrize("dataset, stem", [("C10", "cifar"), ("MNIST", "mnist")])
@@ -120,6 +134,17 @@ def test_the_data_benchmark_reads_both_kinds_of_set():
 def test_seconds_of_training_are_those_of_the_log():
     log = [{"step": 10, "steps_per_second": 5.0}, {"step": 30, "steps_per_second": 4.0}]
     assert seconds_at(log) == {10: 2.0, 30: 7.0}
+
+
+def test_wrong_labels_are_planted_and_counted():
+    right = torch.arange(1000) % 5
+    wrong = mislabelled(right, 5, 0.1)
+    assert (wrong != right).sum() == 100 and wrong.min() == 0 and wrong.max() == 4
+    assert set(((wrong - right) % 5).tolist()) == {0, 1, 2, 3, 4} and torch.equal(wrong, mislabelled(right, 5, 0.1))
+    # three classes: image 1 is a 0 under the label 1 and is missed, image 3 a 2 under 0 and is found, image 2 is
+    # suspected of being a 1 for nothing; for y* = 0, 1, 2 there are 2, 3 and 3 images under other labels
+    shares = torch.tensor([[0.9, 0.05, 0.05], [0.45, 0.5, 0.05], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    assert found(shares, torch.tensor([0, 0, 2, 2]), torch.tensor([0, 1, 2, 0])) == [2, 1, 8, 1]
 
 
 def test_quality_is_measured_once_for_each_checkpoint(tmp_path):

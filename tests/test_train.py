@@ -23,7 +23,7 @@ from methods import make_config, read_config
 from methods import start as start_run
 from metrics.selection import Selection
 from train import locked, main, train
-from training import Recorded, judge_of
+from training import Judge, Recorded
 from utils import DATASETS, UserError, load_checkpoint, load_torch, save_torch, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -344,6 +344,9 @@ def wrong_checkpoint(path, **changes):
     (["--dim_z", "2"], "dim_z 2 is too small for 3 chunks"),
     (["--init_G", "missing.pth"], "missing.pth does not exist"),
     (["--resume", "nowhere"], "cannot change in a resumed run"),
+    (["--run", __file__], "test_train.py is a file; give a folder"),
+    (["--device", "cpu:x"], "device 'cpu:x' is unknown; give auto, cpu"),
+    (["--seed", "1" + "0" * 30], "--seed is 10{30}; it must be at least 0 and less than"),
 ])
 def test_wrong_input_gets_a_sentence_and_no_run_folder(world, tmp_path, flags, words, monkeypatch, capsys):
     arguments = ["--dataset", "digits", "--new_class", "7", "--data_root", str(world), "--C_path", str(world / "C.pt"),
@@ -491,7 +494,7 @@ def test_the_audit_of_a_run_asks_its_classifiers_and_both_splits(world):
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_suspects_are_left_out_of_a_run_by_a_flag(world, monkeypatch, drop):
-    monkeypatch.setattr("training.judge_of", lambda frozen, labels: lambda images: (images[:, 0, 0, 0] > 240).float())
+    monkeypatch.setattr("training.Judge", lambda frozen, labels: lambda images: (images[:, 0, 0, 0] > 240).float())
     run = training(world, drop_suspects=drop)
     found = run.audit["mistaken"]["suspects_found"]
     assert found > 0 and run.audit["mistaken"]["dropped"] is drop
@@ -502,9 +505,28 @@ def test_suspects_are_left_out_of_a_run_by_a_flag(world, monkeypatch, drop):
 def test_a_judge_says_how_likely_its_labels_are(world):
     images = torch.randint(256, (5, 1, 16, 16), dtype=torch.uint8)
     frozen = training(world).C
-    parts = [judge_of(frozen, [k])(images) for k in range(10)]
+    parts = [Judge(frozen, [k])(images) for k in range(10)]
     assert torch.allclose(torch.stack(parts).sum(0), torch.ones(5))
-    assert torch.allclose(judge_of(frozen, [3, 8])(images), parts[3] + parts[8])
+    assert torch.allclose(Judge(frozen, [3, 8])(images), parts[3] + parts[8])
+
+
+def test_a_judge_is_known_by_its_weights_its_labels_and_what_it_is_shown(world):
+    frozen = training(world).C
+    same = Judge(frozen, [3]).sha256
+    assert Judge(frozen, [3]).sha256 == same != Judge(frozen, [4]).sha256
+    frozen.bgr = True
+    assert Judge(frozen, [3]).sha256 != same
+    frozen.bgr = False
+    next(frozen.model.parameters()).data.flatten()[0] += 0.5
+    assert Judge(frozen, [3]).sha256 != same
+
+
+def test_a_second_start_searches_nothing(world, monkeypatch):
+    first = training(world)
+    monkeypatch.setattr("datasets.absence.search", pytest.fail)
+    monkeypatch.setattr("datasets.absence.asked", pytest.fail)
+    assert training(world).audit == first.audit
+    assert start_run(first.config, first.spec, first.device, first.state()).audit == first.audit
 
 
 def test_weights_of_an_oracle_start_no_run(world, tmp_path):

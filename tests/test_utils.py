@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import utils
 from config import Config, make_config
 from files import JsonLines
+from train import default_run
 from utils import DATASETS, UserError, load_torch, replacing, save_torch
 
 
@@ -34,6 +36,7 @@ def test_a_replaced_file_has_the_usual_permissions(tmp_path):
 @pytest.mark.parametrize("error, words", [
     (UserError("a sentence."), "error: a sentence.\n"),
     (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "log.jsonl"), "log.jsonl could not be .* written .No space"),
+    (NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a.txt/x"), "a.txt/x could not .*Not a directory"),
 ])
 def test_wrong_input_and_refusing_disks_exit_with_2(error, words, capsys):
     def main():
@@ -71,12 +74,49 @@ def test_data_set_names_with_left_out_classes():
         utils.find_dataset("MNST_wo_7")
 
 
+def test_names_with_underscores_in_the_name_of_a_data_set(monkeypatch):
+    classes = ("red_panda", "giant_panda", "panda", "man_wo_hat", "7_up")
+    monkeypatch.setitem(DATASETS, "zoo", utils.DatasetSpec("zoo", 32, 3, classes))
+    monkeypatch.setitem(DATASETS, "zoo_wo_fish", utils.DatasetSpec("zoo_wo_fish", 32, 3, ("red", "red_panda")))
+    for left_out in (["red_panda"], ["panda"], ["giant_panda", "red_panda"], ["man_wo_hat", "panda"], ["7_up", "2"]):
+        assert utils.find_dataset(f"zoo_wo_{'_'.join(left_out)}") == ("zoo", left_out)
+        config = make_config(dataset=f"zoo_wo_{'_'.join(left_out)}")
+        assert default_run(replace(config, method="probegan"), DATASETS["zoo"]).name == "zoo_wo_" + "_".join(
+            classes[y] for y in config.new_class)
+    assert utils.find_dataset("zoo_wo_fish_wo_red_panda") == ("zoo_wo_fish", ["red_panda"])
+    with pytest.raises(UserError, match="class 'red_pnda' is not in this data set.*did you mean 'red_panda'"):
+        make_config(dataset="zoo_wo_red_pnda")
+
+
+def test_a_name_that_says_two_things_is_refused(monkeypatch):
+    monkeypatch.setitem(DATASETS, "zoo", utils.DatasetSpec("zoo", 32, 3, ("red", "panda", "red_panda", "fox")))
+    with pytest.raises(UserError, match="--new_class red_panda fox or --dataset zoo --new_class red panda fox|"
+                                        "--new_class red panda fox or --dataset zoo --new_class red_panda fox"):
+        utils.find_dataset("zoo_wo_red_panda_fox")
+    assert utils.find_dataset("zoo_wo_fox") == ("zoo", ["fox"])
+
+
+@pytest.mark.parametrize("name", ["cpu:x", "gpu", "cuda:one", "meta", "", "cuda", "mps:0", "cuda:0"])
+def test_devices_that_there_are_not(name, monkeypatch):
+    for place in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(place, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"device '{name}' is (unknown; give|not available on this machine; leave)"):
+        utils.choose_device(name)
+    assert utils.choose_device("auto").type == "cpu"
+
+
 def test_settings_of_the_data_set_lie_under_those_of_the_user():
     assert make_config(dataset="digits", new_class=["7"]).G_lr == DATASETS["digits"].settings["G_lr"]
     assert make_config(dataset="digits", new_class=["7"], G_lr=0.5).G_lr == 0.5
     assert make_config(dataset="C10", new_class=["7"]).G_lr == Config.G_lr == 2e-4
     with pytest.raises(UserError, match="setting 'G_lrr' is unknown .did you mean 'G_lr'"):
         make_config(dataset="digits", new_class=["7"], G_lrr=0.5)
+
+
+def test_a_long_list_of_names_is_cut():
+    assert utils.nearest("x", ["0", 1]) == "valid names: 0, 1"
+    assert utils.nearest("x", range(1000)) == f"valid names: {', '.join(map(str, range(40)))} and 960 more"
+    assert utils.nearest("99a", range(1000)) == "did you mean '99'?"
 
 
 def test_a_class_is_found_by_name_before_label():
