@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -94,3 +94,10 @@ def choose_precision(name, device):
         print(f"--precision bf16: a convolution in bfloat16 takes {1 / speed:.1f} times as long as in float32 on this "
               "CPU; --precision auto or fp32 is faster")
     return "bf16" if name == "bf16" or speed > WORTH else "fp32"
+
+
+def autocast(device, precision):
+    """The context a forward pass runs in: bfloat16 autocast for 'bf16', nothing for 'fp32'."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -16,9 +16,9 @@ from datasets.absence import starting_weights, statement, test_source
 from datasets.sources import sample_sha256
 from files import cache_folder
 from layers import synchronise_batch_norms
-from machine import choose_precision
+from machine import autocast, choose_precision
 from step import discriminator_step, draw_fakes, generator_step, make_task
-from utils import EMA, UserError, autocast, random_state, set_random_state
+from utils import EMA, UserError
 
 
 class Judge:
@@ -35,6 +35,21 @@ class Judge:
 
     def __call__(self, images):
         return logits_of(self.frozen, images).softmax(1)[:, self.labels].sum(1)
+
+
+def random_state():
+    """The random states that training draws from, of the CPU and of the current GPU, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class Training:

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,13 +181,6 @@ def choose_device(name="auto"):
         raise UserError(f"device '{name}' is unknown; give auto, cpu, cuda, cuda:N or mps.") from error
 
 
-def autocast(device, precision):
-    """The context a forward pass runs in: bfloat16 autocast for 'bf16', nothing for 'fp32'."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
 def seeded_latents(seeds, dim_z, truncation=None):
     """Latents (len(seeds), dim_z) ~ N(0, 1); row i depends on seeds[i] alone.
 
@@ -202,21 +195,6 @@ def seeded_latents(seeds, dim_z, truncation=None):
             rows.append(torch.nn.init.trunc_normal_(torch.empty(dim_z), a=-truncation, b=truncation,
                                                     generator=generator))
     return torch.stack(rows)
-
-
-def random_state():
-    """The random states that training draws from, of the CPU and of the current GPU, as tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state):
-    """Restore what `random_state` returned."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class EMA:

@@ -18,7 +18,8 @@ from classifiers.groups import balanced_rows, rate  # noqa: E402
 from config import Parser  # noqa: E402
 from datasets import open_source, read_all  # noqa: E402
 from datasets.attributes import attributes_of, groups_of  # noqa: E402
-from utils import DATASETS, autocast, run_main, to_unit_range  # noqa: E402
+from machine import autocast  # noqa: E402
+from utils import DATASETS, run_main, to_unit_range  # noqa: E402
 
 EACH = {"pool": 200, "calibration": 190}  # images of each class and place that are fitted to, and tested on
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)

@@ -36,9 +36,10 @@ from classifiers import FrozenClassifier, build  # noqa: E402
 from classifiers.files import save_classifier  # noqa: E402
 from config import Parser  # noqa: E402
 from layers import SpectralNorm  # noqa: E402
+from machine import autocast  # noqa: E402
 from methods import make_config, start  # noqa: E402
 from step import discriminator_step, draw_fakes, frozen_weights, generator_step  # noqa: E402
-from utils import DatasetSpec, UserError, autocast, choose_device, replacing, run_main, write_json  # noqa: E402
+from utils import DatasetSpec, UserError, choose_device, replacing, run_main, write_json  # noqa: E402
 
 IMAGES = 2048  # random ones, in memory
 SWEEPS = {"batch_size": (8, 16, 32, 64, 128), "width": (16, 32, 64, 96), "resolution": (16, 32, 64, 128),

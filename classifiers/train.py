@@ -55,12 +55,11 @@ from datasets.attributes import (
     require_classes,
 )
 from layers import shift
-from machine import choose_precision, tune
+from machine import autocast, choose_precision, tune
 from utils import (
     DATASETS,
     EMA,
     UserError,
-    autocast,
     choose_device,
     find_dataset,
     load_torch,

@@ -8,9 +8,9 @@ import torch
 
 import probegan_losses as losses
 from layers import diff_augment
+from machine import autocast
 from methods.registry import Method, Row
 from step import shown_to_D
-from utils import autocast
 
 
 def given_classes(config, n_classes):

@@ -14,12 +14,13 @@ import torch
 
 from config import setting
 from layers import diff_augment
+from machine import autocast
 from methods.naive import discriminator_loss  # an unconditional D learns alike
 from methods.registry import Method, Row
 from methods.synthesis import KeptImages
 from sampler import Sampler
 from training import GAN
-from utils import autocast, seeded_latents
+from utils import seeded_latents
 
 FIRST_SEED = 2**42  # far from the seeds of all other draws
 POOL = 10  # latents judged for each one kept

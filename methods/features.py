@@ -18,10 +18,11 @@ from config import setting
 from feature_networks import WAYS, FeatureDiscriminator, make_drawer
 from features import Bank, FeatureSpace, draw_targets, kept_features, require_linear
 from layers import diff_augment
+from machine import autocast
 from methods.registry import Method, Row, Settings
 from step import frozen_weights
 from training import Training, make_adam
-from utils import EMA, UserError, autocast, seeded_latents, to_unit_range
+from utils import EMA, UserError, seeded_latents, to_unit_range
 
 ENFORCERS = ("head", "projection", "classifier")
 KEPT = 50  # held-out images a class that a checkpoint keeps, to draw from without the data

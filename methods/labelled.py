@@ -18,13 +18,14 @@ import label_losses as losses
 from BigGAN import make_discriminator, make_generator
 from config import setting
 from layers import diff_augment
+from machine import autocast
 from methods.biggan import given_classes
 from methods.registry import Method, Settings
 from methods.synthesis import KeptImages
 from sampler import Sampler
 from step import draw_latents, shown_to_D
 from training import GAN
-from utils import UserError, autocast, seeded_latents
+from utils import UserError, seeded_latents
 
 FIRST_SEED = 2**42  # far from the seeds of all other draws
 POOL = 2  # latents looked at for each one kept, where all classes are made equally often

@@ -8,9 +8,10 @@ import torch
 
 import probegan_losses as losses
 from layers import diff_augment
+from machine import autocast
 from methods.registry import Method, Row, unseen_classes
 from step import class_terms, critic_loss, shown_to_D
-from utils import UserError, autocast
+from utils import UserError
 
 
 def check(config):

@@ -13,10 +13,11 @@ import probegan_losses as losses
 from config import setting
 from datasets.stream import seen_images
 from layers import diff_augment
+from machine import autocast
 from methods.registry import Method, Row, Settings
 from step import class_terms, critic_loss, shown_to_D
 from training import GAN
-from utils import DATASETS, UserError, autocast
+from utils import DATASETS, UserError
 
 SPREAD_IMAGES = 200  # real images of a class whose spread is measured
 

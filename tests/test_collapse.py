@@ -27,7 +27,8 @@ from metrics.collapse import (
 )
 from sampler import Sampler
 from train import train
-from utils import DATASETS, UserError, load_checkpoint, random_state
+from training import random_state
+from utils import DATASETS, UserError, load_checkpoint
 
 CPU = torch.device("cpu")
 

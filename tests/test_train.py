@@ -336,7 +336,7 @@ def wrong_checkpoint(path, **changes):
     (["--C_class_map", *"0123456", "none", "8", "9"], "gives the unseen class 7 no label"),
     (["--C_class_map"], "--C_class_map: expected at least one argument"),
     (["--C_range", "1", "1"], "--C_range is 1.0 1.0; give the values of black and of white"),
-    (["--C_mean", "0", "0", "0"], "mean .0.0, 0.0, 0.0.*must hold 1 number"),
+    (["--C_mean", "0", "0", "0"], "mean .0.0, 0.0, 0.0.*must hold 1 finite number"),
     (["--num_steps", "0"], "--num_steps is 0; it must be at least 1"),
     (["--beta1", "1.0"], "--beta1 is 1.0"),
     (["--diffaug", "colour"], "did you mean 'color'"),
