@@ -3,6 +3,7 @@
 A drawer is a function (x, f, labels, seeds) -> images, as metrics.feature_agreement asks for.
 """
 
+import functools
 import math
 
 import torch
@@ -61,6 +62,10 @@ def rivals(C, bank, images):
     means = torch.stack([pixels[predicted == y].mean(0) if (predicted == y).any() else pixels.mean(0)
                          for y in range(int(predicted.max()) + 1)])
 
+    @functools.cache
+    def decoder_of_bank():
+        return trained_decoder(bank, pixels)
+
     def nearest(x, f, labels, seeds):
         """The training image whose features point most nearly where they should: real, but another face."""
         return pixels[(F.normalize(f, dim=1) @ known.T).argmax(1).cpu()].to(x.device)
@@ -81,7 +86,7 @@ def rivals(C, bank, images):
     return {"copy of x": lambda x, f, labels, seeds: x, "nearest training image": nearest,
             "class mean": lambda x, f, labels, seeds: means[labels.cpu()].to(x.device),
             "cross-fade with the nearest": lambda x, f, labels, seeds: (x + nearest(x, f, labels, seeds)) / 2,
-            "MSE decoder": trained_decoder(bank, pixels), "gradient descent on pixels": descent}
+            "MSE decoder": lambda *given: decoder_of_bank()(*given), "gradient descent on pixels": descent}
 
 
 def reconstruction(draw, seen, images, start, generator):

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.features import COLUMNS, MEASURED, RECONSTRUCT, ROWS, columns_of, measure_rivals, plan, rival_lines
 from experiments.table import Row
+from metrics import feature_rivals
 from metrics.registry import METRICS
 from utils import UserError
 
@@ -37,7 +38,8 @@ def test_rows_of_an_editing_generator_are_left_out_where_images_are_drawn(noise_
     assert keys and not {"tiled", "flat"} & set(keys)
 
 
-def test_rivals_without_a_gan(noise_world):
+def test_rivals_without_a_gan(noise_world, monkeypatch):
+    monkeypatch.setattr(feature_rivals, "DECODER_STEPS", 20)
     found, reconstructed = measure_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world,
                                           60)
     figures = found["robust"]

