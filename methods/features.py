@@ -54,11 +54,15 @@ class FeatureSettings(Settings):
 
 
 def check(config):
-    """Raise UserError where nothing enforces the features, or the shares of targets are more than all."""
+    """Raise UserError where nothing enforces the features, the shares of targets are more than all, or features are to
+    lie beside an image that a drawing G is not given."""
     own = config.own
     if not own.enforce:
         raise UserError(f"--enforce names nothing that makes the images have the features; give any of "
                         f"{', '.join(ENFORCERS)}.")
+    if own.mode == "draw" and own.inject != "norms":
+        raise UserError(f"--inject {own.inject} lays features beside the image that --mode edit is given, and --mode "
+                        "draw is given none; leave one of them out.")
     if own.own_share + own.changed_share > 1:
         raise UserError(f"--own_share {own.own_share} and --changed_share {own.changed_share} are more than all "
                         "targets; give shares that add up to at most 1.")

@@ -156,6 +156,7 @@ def test_a_label_is_all_that_the_label_only_rival_is_told(world):
 @pytest.mark.parametrize("own, message", [
     ({"enforce": ("heads",)}, "--enforce 'heads' is not valid"), ({"enforce": ()}, "names nothing"),
     ({"mode": "edits"}, "did you mean 'edit'"), ({"cycle_coeff": -1.0}, "--cycle_coeff is -1.0"),
+    ({"mode": "draw", "inject": "flat"}, "--inject flat lays features beside the image"),
     ({"own_share": 0.7, "changed_share": 0.7}, "at most 1")])
 def test_bad_settings(own, message):
     with pytest.raises(UserError, match=message):
