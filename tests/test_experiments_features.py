@@ -39,7 +39,8 @@ def test_rows_of_an_editing_generator_are_left_out_where_images_are_drawn(noise_
 
 
 def test_rivals_without_a_gan(noise_world, monkeypatch):
-    monkeypatch.setattr(feature_rivals, "DECODER_STEPS", 20)
+    for name in ("DECODER_STEPS", "DESCENT_STEPS", "RECONSTRUCTED"):
+        monkeypatch.setattr(feature_rivals, name, 20)
     found, reconstructed = measure_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world,
                                           60)
     figures = found["robust"]
