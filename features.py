@@ -18,9 +18,23 @@ DEAD = 1e-3  # share of the median standard deviation below which a component co
 LEVELS = 101  # quantiles of each principal coordinate that are kept, at 0, 1, ..., 100 %
 
 
-def require_linear(C, path):
-    """Raise UserError for a classifier that has no last linear layer, and so no features but its logits."""
-    if not any(isinstance(module, nn.Linear) for module in C.model.modules()):
+@torch.no_grad()
+def require_linear(C, path, side):
+    """Raise UserError for a classifier whose logits no linear layer gives, and so without features but its logits.
+
+    side: of the images that it is shown, to see which of its layers runs last.
+    """
+    ran = []
+    handles = [module.register_forward_hook(lambda layer, *_: ran.append(layer.out_features))
+               for module in C.model.modules() if isinstance(module, nn.Linear)]
+    try:
+        C(torch.zeros(1, C.channels, side, side, device=C.mean.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    columns = C.answers.columns
+    # one logit stands for two classes, and of many only the columns are kept
+    if not ran or (ran[-1] <= max(columns) if columns else ran[-1] not in (1, C.num_classes)):
         raise UserError(f"the classifier {path} has no linear last layer whose inputs could be drawn from; give one "
                         "that ends in torch.nn.Linear, and not as a compiled program.")
 

@@ -110,7 +110,7 @@ def save_feature_rows(path, sampler, faces, components, quantiles, seed):
     first = torch.cat((blank, blank, sampler.faces[others], blank.expand(len(walks), -1, -1, -1)))
     rows = torch.cat((first[None], torch.cat((faces[0][:, None], images), 1)))
     heads = ["face", "own", *(sampler.classes[y][:8] for y in sampler.drawn),
-             *(f"{c}: {q:.0%}" for c in components for q in quantiles)]
+             *(f"c{c}: {q:.0%}" for c in components for q in quantiles)]
     save_grid(path, rows, ["asked of", *faces[3]], heads=heads)
 
 

@@ -140,7 +140,8 @@ class FeatureSampler:
 
     def _standing_batch(self, k):
         seeds = range(2**40 + k * self.batch_size, 2**40 + (k + 1) * self.batch_size)
-        face, asked = torch.tensor(seeds) % len(self.faces), torch.tensor(seeds) * 7 % len(self.faces)
+        # by a prime, so that the features of every kept image are asked for
+        face, asked = torch.tensor(seeds) % len(self.faces), torch.tensor(seeds) * 7919 % len(self.faces)
         return (self.given(self.faces[face], seeds).to(self.device),
                 self.told(self.kept["f"][asked], self.kept["predicted"][asked]).to(self.device))
 

@@ -375,7 +375,9 @@ def round_to_file(frozen, path):
 
 
 def halved(weights):
-    return {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    """Weights in float16, but for what would overflow there, as a running variance may."""
+    return {name: value.half() if value.is_floating_point() and value.half().isfinite().all() else value
+            for name, value in weights.items()}
 
 
 def save_classifier(path, frozen):

@@ -1,4 +1,4 @@
-"""Images from feature vectors, in numbers: what is told, what enforces it, and what drawers that train nothing reach.
+"""Images from feature vectors, in numbers: what is told, what enforces it, and what drawers without a GAN reach.
 
     python -m experiments.features --dataset fer2013                 faces edited, on two CPU cores
     python -m experiments.features --dataset C10 --rows all          images drawn from latents
@@ -22,7 +22,7 @@ from features import Bank
 from methods import load_run
 from metrics.distances import thinned
 from metrics.feature_agreement import BATCH, Seen, measure_pairs
-from metrics.feature_rivals import rivals
+from metrics.feature_rivals import reconstruction, rivals
 from sampler import make_sampler
 from utils import DATASETS, ROOT, choose_device, run_main, to_unit_range
 
@@ -48,7 +48,8 @@ ROWS = {
     "flat": ("StarGAN on features, flat", f"{STARGAN} --inject flat"),
 }
 RIVAL_PAIRS, RIVAL_IMAGES = 1000, 12_000  # pairs, and training images to draw from, at most
-EDITS = ("tiled", "flat")  # rows of an editing generator alone
+RECONSTRUCT = ("MSE decoder", "gradient descent on pixels")  # rivals that are told an image's own features alone
+EDITING = ("tiled", "flat")  # rows of an editing generator alone
 COLUMNS = {
     "ccc": Column("CCC", "feature_ccc", "signed", of="all"),
     "within": Column("CCC within classes", "feature_ccc_within", "signed", of="all"),
@@ -57,46 +58,81 @@ COLUMNS = {
     "judged_mrr": Column("MRR, judge", "judged_feature_mrr", "number", of="all"),
     "judged_class": Column("judge's class", "judged_feature_class", of="all"),
     "both": Column("both@10", "feature_both_at_10", of="all"),
+    "identity": Column("x by pixels", "feature_identity_top1", of="all"),
     "cycle": Column("cycle L1", "feature_cycle_l1", "number", of="all", lower=True),
+    "diversity": Column("diversity", "feature_diversity", "number", of="all"),
+    "judged_diversity": Column("diversity, judge", "judged_feature_diversity", "number", of="all"),
+    "nearest": Column("to the nearest training image", "feature_nearest", "number", of="all"),
     "walk": Column("walk r", "walk_correlation", "signed", of="all"),
     "monotone": Column("monotone", "walk_monotone", of="all"),
     "leakage": Column("leakage", "walk_leakage", "number", of="all", lower=True),
+    "judged_walk": Column("walk r, judge", "judged_walk_correlation", "signed", of="all"),
     "fd": Column("FD, judge", "judged_feature_fd", "number", of="all", lower=True),
 }
+OF_EDITS, OF_DRAWS = ("both", "identity", "cycle"), ("diversity", "judged_diversity", "nearest")
 MEASURED = ("recognition", "feature_agreement", "feature_walks")
 EXPECTED = {"within": ("white", "black", "label"), "mrr": ("white", "black", "label")}
 TEXT = ("{num} times the classes pairs of test images, 2,000 at most: one gives the features, the other is edited. "
-        "Judge: the evaluator (SHA-256 {evaluator_sha256:.12}). In brackets the 95 % interval over seeds by Student's "
-        "t, or over images where one seed is finished.")
+        "Judge: the evaluator (SHA-256 {evaluator_sha256:.12}). What other real images reach in the place of those "
+        "drawn is the last of the rivals: a Frechet distance means nothing without it. In brackets the 95 % interval "
+        "over seeds by Student's t, or over images where one seed is finished.")
+
+
+def edits(dataset):
+    """Whether the generators of a data set edit images."""
+    return "draw" not in SCALES[dataset]
+
+
+def columns_of(dataset):
+    """The columns of a data set's table."""
+    other = OF_DRAWS if edits(dataset) else OF_EDITS
+    return {key: column for key, column in COLUMNS.items() if key not in other}
 
 
 def measure_rivals(dataset, classifiers, evaluator, data_root, num):
-    """{classifier: {rival: {column: value}}} of the drawers that train nothing, on `num` pairs of test images."""
-    device, edits = choose_device(), "draw" not in SCALES[dataset]
+    """What drawers without a GAN reach on `num` pairs of test images: (figures, reconstructions).
+
+    figures: {classifier: {rival: {column: value}}}, the last rival being other real images; reconstructions:
+    {classifier: {rival: record of metrics.feature_rivals.reconstruction}}.
+    """
+    device = choose_device()
     train, images = load_split(dataset, data_root, "train")[0], load_split(dataset, data_root, "test")[0]
     train, images = thinned(train, RIVAL_IMAGES), to_unit_range(images)
-    judge_network, found = load_classifier(evaluator, device=device), {}
+    known = to_unit_range(train)
+    judge_network, found, reconstructed = load_classifier(evaluator, device=device), {}, {}
     judge = Seen.of("judge", judge_network, Bank.of_images(judge_network, train.split(BATCH)), images)
     for name, path in classifiers.items():
         C = load_classifier(path, device=device)
         bank = Bank.of_images(C, train.split(BATCH))
-        seen, found[name] = Seen.of("", C, bank, images), {}
+        seen, found[name], reconstructed[name] = Seen.of("", C, bank, images), {}, {}
         for rival, draw in rivals(C, bank, train).items():
-            records, _ = measure_pairs(draw, images, seen, judge, num, torch.Generator().manual_seed(0), edits)
-            by_metric = {record["metric"].partition("@")[0]: record["value"] for record in records}
-            found[name][rival] = {key: by_metric[column.metric] for key, column in COLUMNS.items()
+            records, _ = measure_pairs(draw, images, seen, judge, num, torch.Generator().manual_seed(0),
+                                       None if edits(dataset) else known)
+            by_metric = {record["metric"].partition("@")[0]: record for record in records}
+            found[name][rival] = {key: by_metric[column.metric]["value"] for key, column in COLUMNS.items()
                                   if column.metric in by_metric}
-    return found
+            if rival in RECONSTRUCT:
+                reconstructed[name][rival] = reconstruction(draw, seen, images, known.mean(0),
+                                                            torch.Generator().manual_seed(0))
+        found[name]["other real images"] = {key: by_metric[column.metric]["real"] for key, column in COLUMNS.items()
+                                            if "real" in by_metric.get(column.metric, {})}
+    return found, reconstructed
 
 
-def rival_lines(found):
-    """The rivals' table as lines of Markdown."""
+def rival_lines(found, reconstructed):
+    """The rivals' table and what features alone keep of an image, as lines of Markdown."""
     shown = [key for key in COLUMNS if any(key in figures for rows in found.values() for figures in rows.values())]
     heads = ["drawer", "classifier", *(COLUMNS[key].heading for key in shown)]
-    lines = ["", "## Drawers that train nothing", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    return lines + [f"| {rival} | {name} | " + " | ".join(number(COLUMNS[key], figures[key]) if key in figures else "-"
-                                                           for key in shown) + " |"
-                    for name, rows in found.items() for rival, figures in rows.items()]
+    lines = ["", "## Rivals without a GAN", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines += [f"| {rival} | {name} | " + " | ".join(number(COLUMNS[key], figures[key]) if key in figures else "-"
+                                                    for key in shown) + " |"
+              for name, rows in found.items() for rival, figures in rows.items()]
+    lines += ["", "## Test images drawn from their own features alone", "",
+              "Mean distance of a pixel from the source, range 0 to 1, with its 95 % interval over images, beside that "
+              "of the mean training image, which the descent starts from. Features of a robust classifier are expected "
+              "to keep more.", "", "| drawer | classifier | distance | mean image |", "|---|---|---|---|"]
+    return lines + [f"| {rival} | {name} | {r['value']:.4f} ({r['low']:.4f} to {r['high']:.4f}) | {r['start']:.4f} |"
+                    for name, rows in reconstructed.items() for rival, r in rows.items()]
 
 
 def draw(row, run):
@@ -108,11 +144,11 @@ def draw(row, run):
 def plan(flags, classifiers, evaluator):
     """The rows that were asked for. classifiers: {name: path}. Raises UserError as train.py would."""
     spec, home = DATASETS[flags.dataset], from_root(flags.runs) / flags.dataset
-    judge = evaluation(COLUMNS, "", (evaluator,), len(spec.classes), flags.num, MEASURED)
+    judge = evaluation(columns_of(flags.dataset), "", (evaluator,), len(spec.classes), flags.num, MEASURED)
     rows = []
     for key in chosen("rows", flags.rows, ROWS):
         title, own = ROWS[key]
-        if key in EDITS and "draw" in SCALES[flags.dataset]:
+        if key in EDITING and not edits(flags.dataset):
             continue
         for name, path in classifiers.items():
             runs = []
@@ -140,12 +176,13 @@ def main():
     classifiers = {name: classifier_path(flags.dataset, name, path) for name, path in given.items()}
     evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
     rows = plan(flags, classifiers, evaluator)
-    found = measure_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()}, ROOT / evaluator,
-                           flags.data_root, min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes)))
+    num = min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes))
+    notes = rival_lines(*measure_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()},
+                                        ROOT / evaluator, flags.data_root, num))
     experiment = Experiment(f"features_{flags.dataset}", "experiments.features",
-                            f"Images from features on {flags.dataset}", TEXT, COLUMNS, groups="Classifier",
-                            heads=("enforced by",), expected=EXPECTED, images=draw)
-    carry_out(experiment, rows, flags, {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}, rival_lines(found))
+                            f"Images from features on {flags.dataset}", TEXT, columns_of(flags.dataset),
+                            groups="Classifier", heads=("enforced by",), expected=EXPECTED, images=draw)
+    carry_out(experiment, rows, flags, {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}, notes)
 
 
 if __name__ == "__main__":

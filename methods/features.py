@@ -26,7 +26,7 @@ from utils import EMA, UserError, seeded_latents, to_unit_range
 
 ENFORCERS = ("head", "projection", "classifier")
 KEPT = 50  # held-out images a class that a checkpoint keeps, to draw from without the data
-IGNORED = 0.01  # change of the images, in units of the distance of real ones, below which G is said to ignore f
+IGNORED = 0.01  # change of the images, in units of the distance of real ones, below which G is said to ignore f or z
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,15 @@ class FeatureSettings(Settings):
 
 
 def check(config):
-    """Raise UserError where nothing enforces the features, or the shares of targets are more than all."""
+    """Raise UserError where nothing enforces the features, the shares of targets are more than all, or features are to
+    lie beside an image that a drawing G is not given."""
     own = config.own
     if not own.enforce:
         raise UserError(f"--enforce names nothing that makes the images have the features; give any of "
                         f"{', '.join(ENFORCERS)}.")
+    if own.mode == "draw" and own.inject != "norms":
+        raise UserError(f"--inject {own.inject} lays features beside the image that --mode edit is given, and --mode "
+                        "draw is given none; leave one of them out.")
     if own.own_share + own.changed_share > 1:
         raise UserError(f"--own_share {own.own_share} and --changed_share {own.changed_share} are more than all "
                         "targets; give shares that add up to at most 1.")
@@ -76,7 +80,7 @@ class FeatureTraining(Training):
     def __init__(self, method, config, spec, device, state=None):
         super().__init__(method, config, spec, device)
         config, own = self.config, self.config.own
-        require_linear(self.C, config.C_path)
+        require_linear(self.C, config.C_path, spec.resolution)
         self.bank = Bank.of(self.C, self.stream)
         self.kept = kept_features(self.C, self.bank.space, spec, config.data_root, self.draws["fed"], KEPT)
         self.C.fold_batch_norms(spec.resolution)
@@ -212,15 +216,28 @@ class FeatureTraining(Training):
         """What is wrong with what is drawn, as sentences. Draws no random number."""
         x = to_unit_range(self.kept["images"][::5].to(self.device))
         told = self.tell(self.kept["f"][::5].to(self.device), self.kept["predicted"][::5].to(self.device))
-        z = None if self.config.own.mode == "edit" else seeded_latents(range(len(x)), self.G.dim_z).to(self.device)
+        edits = self.config.own.mode == "edit"
+        given = x if edits else seeded_latents(range(len(x)), self.G.dim_z).to(self.device)
+
+        def others(rows):
+            return rows.roll(len(rows) // 2, 0)
+
+        def moved(images):
+            return feature.ignored_condition(fake, images, (x - others(x)).abs().mean())
+
         self.G_ema.eval()
-        fake, other = (self.G_ema(x if z is None else z, part) for part in (told, told.roll(len(x) // 2, 0)))
+        fake = self.G_ema(given, told)
+        by_f, by_z = moved(self.G_ema(given, others(told))), 1.0 if edits else moved(self.G_ema(others(given), told))
         self.G_ema.train()
-        moved = feature.ignored_condition(fake, other, (x - x.roll(len(x) // 2, 0)).abs().mean())
-        if moved >= IGNORED:
-            return []
-        return [f"G hardly hears what it is asked for: other features change its images by {moved:.1%} of what lies "
-                "between two real ones. Give --C_feature_coeff or --head_coeff more weight, or train longer."]
+        found = []
+        if by_f < IGNORED:
+            found.append(f"G hardly hears what it is asked for: other features change its images by {by_f:.1%} of what "
+                         "lies between two real ones. Give --C_feature_coeff or --head_coeff more weight, or train "
+                         "longer.")
+        if by_z < IGNORED:
+            found.append(f"G hardly hears its latents: others change its images of the same features by {by_z:.1%} of "
+                         "what lies between two real ones. Give --C_feature_coeff less weight, or train longer.")
+        return found
 
     def state(self):
         return super().state() | {

@@ -146,38 +146,84 @@ def in_batches(draw, *columns):
     return torch.cat([draw(*parts) for parts in zip(*(column.split(BATCH) for column in columns), strict=True)])
 
 
-def measure_pairs(draw, images, seen, judge, num, generator, edits=True):
-    """Records of `num` images drawn for the features of other real ones: agreement, judge, identity, realness.
+def measure_pairs(draw, images, seen, judge, num, generator, known=None):
+    """Records of `num` images drawn for the features of other real ones: agreement, judge, realness, and more.
 
     draw(x, f, labels, seeds): images x (B, C, H, W) in [-1, 1], features f (B, f), the labels (B,) that the probed
     network gives them, and seeds (B,) of whatever else is drawn -> images. images (M, C, H, W): real ones that neither
-    network nor draw was trained on; seen, judge: Seen by the probed network and by the judge. edits: whether x is
-    edited, so that identity is asked for.
+    network nor draw was trained on; one half is edited and gives the features, the other is what realness is measured
+    against. seen, judge: Seen by the probed network and by the judge. known: None where x is edited, and is asked to be
+    kept; else training images (K, C, H, W), with which copies and variety are measured.
     """
-    sources = torch.arange(num) % len(images)
-    targets = (sources + torch.randint(1, len(images), (num,), generator=generator)) % len(images)
+    order = torch.randperm(len(images), generator=generator)
+    half = len(order) // 2
+    place = torch.arange(num) % half
+    sources = order[place]
+    targets = order[(place + torch.randint(1, half, (num,), generator=generator)) % half]
     x, f, labels = images[sources], seen.f[targets], seen.predicted[targets]
     seeds = torch.arange(num)
     fakes = in_batches(draw, x, f, labels, seeds)
     found, _ = seen.found(fakes)
     judged, judged_labels = judge.found(fakes)
-    records, place = agreement_records(found, seen, targets, generator)
+    records, rank = agreement_records(found, seen, targets, generator)
     records += agreement_records(judged, judge, targets, generator)[0]
     hits = (judged_labels == judge.predicted[targets]).float()
     ceiling = (seen.predicted == judge.predicted).float().mean().item()
     records.append(mean_record(judge.named("feature_class"), hits, generator) | {"real": ceiling})
-    real, drawn = (Moments(len(judge.space)).update(part) for part in (judge.f, judged))
-    distance = frechet_distance(drawn.mean, drawn.covariance, real.mean, real.covariance)
-    records.append(record(judge.named("feature_fd"), distance, None, num))
-    if edits:
+    count, reference = min(num, half), judge.f[order[half:]]
+    distances = [distance_of(f, reference) for f in (judged[:count], judge.f[sources[:count]])]
+    records.append(record(judge.named("feature_fd"), distances[0], None, count) | {"real": distances[1]})
+    if known is None:
         own_rank = pixel_ranks(fakes, images, sources)
-        records.append(mean_record("feature_both_at_10", ((own_rank <= TOP) & (place <= TOP)).float(), generator))
+        records.append(mean_record("feature_both_at_10", ((own_rank <= TOP) & (rank <= TOP)).float(), generator))
         records.append(mean_record("feature_identity_top1", (own_rank == 1).float(), generator))
         own = seen.f[sources], seen.predicted[sources]
         for name, given in (("feature_cycle_l1", fakes), ("feature_self_l1", x)):
-            back = in_batches(draw, given, *own, seeds)
-            records.append(mean_record(name, (back - x).abs().mean((1, 2, 3)) / 2, generator))
+            records.append(mean_record(name, l1(in_batches(draw, given, *own, seeds), x), generator))
+        return records, fakes
+    again = in_batches(draw, x, f, labels, seeds + num)
+    mates = companions(seen.predicted, targets, generator)
+    judged_again = judge.found(again)[0]
+    for name, drawn, real in (
+            ("feature_diversity", l1(fakes, again), l1(images[targets], images[mates])),
+            (judge.named("feature_diversity"), rms(judged, judged_again), rms(judge.f[targets], judge.f[mates])),
+            ("feature_nearest", nearest(fakes, known), nearest(images[targets], known))):
+        records.append(mean_record(name, drawn, generator) | {"real": real.mean().item()})
     return records, fakes
+
+
+def l1(images, others):
+    """Mean |images - others| (N,) of (N, C, H, W), in units of the range of a pixel."""
+    return (images - others).abs().mean((1, 2, 3)) / 2
+
+
+def rms(f, others):
+    """Root mean square difference (N,) of features (N, f), in their standard deviations."""
+    return (f - others).square().mean(1).sqrt()
+
+
+def distance_of(f, reference):
+    """Frechet distance of features (n, f) to (M, f)."""
+    a, b = (Moments(f.shape[1]).update(part) for part in (f, reference))
+    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def companions(labels, rows, generator):
+    """The place of another image of the same label, for each of `rows` (N,) of labels (M,); its own where it is alone.
+    """
+    found = rows.clone()
+    for y in labels[rows].unique():
+        of_label, asked = (labels == y).nonzero()[:, 0], labels[rows] == y
+        steps = torch.randint(1, max(len(of_label), 2), (int(asked.sum()),), generator=generator)
+        found[asked] = of_label[(torch.searchsorted(of_label, rows[asked]) + steps) % len(of_label)]
+    return found
+
+
+def nearest(images, known):
+    """Distance (N,) of images to the nearest of `known` (K, C, H, W), root mean square of blurred pixels, 0: a copy."""
+    references = blurred(known)
+    return torch.cat([torch.cdist(blurred(part), references).min(1).values for part in images.split(BATCH)]) \
+        / references.shape[1] ** 0.5 / 2
 
 
 def pixel_ranks(fakes, images, sources):
@@ -232,7 +278,8 @@ def measure_walks(draw, images, seen, judge, num, generator):
 
 
 def both_seen(m):
-    """(test images (M, C, H, W), Seen by the probed network, Seen by the judge, drawer) of a Measured.
+    """(test images (M, C, H, W), Seen by the probed network, Seen by the judge, drawer, training images uint8) of a
+    Measured.
 
     Raises UserError where the images were not drawn from features, or where the two number their classes otherwise.
     """
@@ -254,20 +301,22 @@ def both_seen(m):
     def draw(x, f, labels, seeds):
         return sampler.draw(x, f, labels, seeds.tolist())
 
-    return images, seen, judge_seen, draw
+    return images, seen, judge_seen, draw, known
 
 
 @register("feature_agreement", "How far images drawn for the features of other test images have them, by the probed "
           "classifier and by the evaluator: CCC (1 is the best), within classes too, cosine, rank of the target's "
-          "image (mrr), the class, and what is kept of the image that was edited.", needs=("probed", "features"),
+          "image (mrr), the class, the Frechet distance (key real: of other real images, as many), and what is kept of "
+          "the image that was edited; of images that are drawn, how far two of the same features lie apart (key real: "
+          "two of a class), and how far the nearest training image lies.", needs=("probed", "features"),
           parts=tuple(f"{by}feature_{name}" for by in ("", "judged_")
                       for name in ("ccc", "ccc_within", "cosine", "mrr", "median_rank", "class", "fd", "both_at_10",
-                                   "identity_top1", "cycle_l1", "self_l1")))
+                                   "identity_top1", "cycle_l1", "self_l1", "diversity", "nearest")))
 def feature_agreement(m):
-    images, seen, judge, draw = both_seen(m)
-    edits = m.images.sampler.kind["mode"] == "edit"
+    images, seen, judge, draw, known = both_seen(m)
+    known = None if m.images.sampler.kind["mode"] == "edit" else to_unit_range(known)
     num = min(PAIRS, m.num * len(m.images.drawn))
-    return measure_pairs(draw, images, seen, judge, num, m.generator(), edits)[0]
+    return measure_pairs(draw, images, seen, judge, num, m.generator(), known)[0]
 
 
 @register("feature_walks", "Of walks along principal components of the features: correlation of asked and obtained, "
@@ -275,5 +324,5 @@ def feature_agreement(m):
           needs=("probed", "features"), parts=tuple(f"{by}walk_{name}" for by in ("", "judged_")
                                                      for name in ("correlation", "monotone", "leakage")))
 def feature_walks(m):
-    images, seen, judge, draw = both_seen(m)
+    images, seen, judge, draw, _ = both_seen(m)
     return measure_walks(draw, images, seen, judge, min(WALKS, m.num), m.generator())

@@ -140,6 +140,15 @@ def test_safetensors_round_trip_in_half_precision(tmp_path):
     assert fingerprint(load_classifier(tmp_path / "c.pt").model) == fingerprint(again.model)
 
 
+def test_a_running_variance_beyond_half_precision_is_kept(tmp_path):
+    model = build("vgg7", 4, 1)
+    model.blocks[0][2].running_var.fill_(1e6)
+    frozen = FrozenClassifier(model, 4, 1, 16, [0.4], [0.2], "vgg7", list("abcd"))
+    save_classifier(tmp_path / "c.safetensors", frozen)
+    again = load_classifier(tmp_path / "c.safetensors", num_classes=4).model
+    assert torch.equal(again.blocks[0][2].running_var, model.blocks[0][2].running_var)
+
+
 def test_plain_safetensors_of_others(tmp_path):
     model = build("resnet8", 5, 1)
     # sorted by name, as other programs write them

@@ -1,12 +1,14 @@
-"""The experiment on features: its plan, and the drawers that train nothing."""
+"""The experiment on features: its plan, and the rivals without a GAN."""
 
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from experiments.features import COLUMNS, ROWS, measure_rivals, plan, rival_lines
+from experiments.features import COLUMNS, MEASURED, RECONSTRUCT, ROWS, columns_of, measure_rivals, plan, rival_lines
 from experiments.table import Row
+from metrics import feature_rivals
+from metrics.registry import METRICS
 from utils import UserError
 
 
@@ -36,14 +38,26 @@ def test_rows_of_an_editing_generator_are_left_out_where_images_are_drawn(noise_
     assert keys and not {"tiled", "flat"} & set(keys)
 
 
-def test_drawers_that_train_nothing(noise_world):
-    found = measure_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world, 60)
+def test_rivals_without_a_gan(noise_world, monkeypatch):
+    for name in ("DECODER_STEPS", "DESCENT_STEPS", "RECONSTRUCTED"):
+        monkeypatch.setattr(feature_rivals, name, 20)
+    found, reconstructed = measure_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world,
+                                          60)
     figures = found["robust"]
     assert figures["copy of x"]["cycle"] == 0 and figures["copy of x"]["ccc"] < 0.3
+    assert figures["copy of x"]["fd"] == pytest.approx(figures["other real images"]["fd"])
     assert figures["gradient descent on pixels"]["ccc"] > figures["nearest training image"]["ccc"]
-    assert set(figures["class mean"]) <= set(COLUMNS)
-    lines = rival_lines(found)
-    assert len(lines) == 5 + len(figures) and all(line.count("|") == lines[3].count("|") for line in lines[4:])
+    assert set(figures["class mean"]) <= set(columns_of("digits"))
+    lines = rival_lines(found, reconstructed)
+    table = [line for line in lines[:lines.index("", 3)] if line.startswith("|")]
+    assert len(table) == 2 + len(figures) and len({line.count("|") for line in table}) == 1
+    assert [line.split(" | ")[:2] for line in lines[-2:]] == [[f"| {rival}", "robust"] for rival in RECONSTRUCT]
+
+
+def test_the_columns_are_those_of_the_mode():
+    assert "cycle" in columns_of("fer2013") and "diversity" not in columns_of("fer2013")
+    assert "diversity" in columns_of("C10") and not {"cycle", "identity", "both"} & set(columns_of("C10"))
+    assert {column.metric for column in COLUMNS.values()} <= {part for name in MEASURED for part in METRICS[name].parts}
 
 
 def test_the_launchers_name_what_the_table_needs():

@@ -10,8 +10,10 @@ from metrics.feature_agreement import (
     STEPS,
     Seen,
     agreement,
+    companions,
     measure_pairs,
     measure_walks,
+    nearest,
     pixel_ranks,
     ranks,
     walk_figures,
@@ -111,6 +113,10 @@ def test_a_perfect_drawer_and_those_that_know_nothing(world):
     copy = measured(copy_of)
     assert abs(copy["feature_ccc"]) < 0.1 and copy["feature_mrr"] < 0.1
     assert copy["feature_identity_top1"] == 1 and copy["feature_both_at_10"] < 0.1
+    records, _ = measure_pairs(copy_of, images, seen, judge, 100, torch.Generator().manual_seed(0))
+    distance = next(r for r in records if r["metric"] == "judged_feature_fd@judge")
+    # a copy is a real image: its distance is that of real images to others, which is not 0
+    assert distance["value"] == pytest.approx(distance["real"]) and distance["real"] > 0.01
     shuffled = measured(lambda x, f, labels, seeds: perfect(x, f.roll(1, 0), labels, seeds))
     assert abs(shuffled["feature_ccc"]) < 0.1
     walks = figures(measure_walks(perfect, images, seen, judge, 20, torch.Generator().manual_seed(0)))
@@ -128,3 +134,45 @@ def test_intervals_hold_their_value(world):
         assert r["low"] is None or r["low"] <= r["value"] + 0.05
         assert r["high"] is None or r["high"] >= r["value"] - 0.05
     assert next(r["real"] for r in records if r["metric"] == "judged_feature_class@judge") > 0
+
+
+def test_companions_are_of_the_same_label_and_another():
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    rows = torch.tensor([0, 1, 2, 4, 5, 3, 0, 0, 0])
+    found = companions(labels, rows, torch.Generator().manual_seed(0))
+    assert torch.equal(labels[found], labels[rows])
+    assert (found != rows).tolist() == [True, True, True, True, True, False, True, True, True]  # 3 is alone
+    assert len(set(found[[0, 6, 7, 8]].tolist())) == 2
+
+
+def test_variety_of_images_that_are_drawn(world):
+    """A drawer that hears its latents differs from itself by what they add, one that ignores them by nothing."""
+    images, seen, judge = world
+
+    def noisy(scale):
+        def draw(x, f, labels, seeds):
+            noise = [torch.randint(2, (1, 8, 8), generator=torch.Generator().manual_seed(i)) for i in seeds.tolist()]
+            return images[:1] / 2 + scale * torch.stack(noise)
+        return draw
+
+    def measured(draw, known):
+        records, _ = measure_pairs(draw, images, seen, judge, 60, torch.Generator().manual_seed(0), known)
+        return {r["metric"]: r for r in records}
+
+    found = measured(noisy(0.5), images)
+    # two of 0 and 0.5 differ in half of the pixels, by a quarter of the range
+    assert found["feature_diversity"]["value"] == pytest.approx(0.125, abs=0.01)
+    assert found["feature_diversity"]["real"] == pytest.approx(1 / 3, abs=0.02)  # of uniform pixels
+    assert found["judged_feature_diversity@judge"]["value"] > 0.1
+    assert not any(name.startswith(("feature_identity", "feature_cycle", "feature_both")) for name in found)
+    ignores = measured(noisy(0.0), images[:1] / 2)
+    assert ignores["feature_diversity"]["value"] == ignores["judged_feature_diversity@judge"]["value"] == 0
+    assert ignores["feature_nearest"]["value"] < 1e-3 < ignores["feature_nearest"]["real"]
+
+
+def test_nearest_by_hand():
+    black, white = torch.full((1, 1, 12, 24), -1.0), torch.full((1, 1, 12, 24), 1.0)
+    halves = torch.cat((black[..., :12], white[..., :12]), 3)
+    # less their means black and white are the same; half of the range lies between either and the halves
+    assert nearest(torch.cat((halves, white)), black).tolist() == pytest.approx([0.5, 0], abs=1e-6)
+    assert nearest(halves, torch.cat((black, halves))).tolist() == pytest.approx([0], abs=1e-6)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from classifiers.answers import Answers
 from classifiers.frozen import FrozenClassifier
 from features import LEVELS, Bank, FeatureSpace, draw_targets, raw_features, require_linear
 from utils import UserError
@@ -67,9 +68,23 @@ def test_errors_of_features():
         FeatureSpace.fitted(torch.ones(5, 3))
     with pytest.raises(UserError, match="features of 3 components .* at least 4"):
         FeatureSpace.fitted(rows()).standardised(torch.zeros(2, 3))
-    with pytest.raises(UserError, match="no linear last layer"):
-        require_linear(FrozenClassifier(nn.Conv2d(1, 2, 1), 2, 1, 4, [0.0], [1.0]), "C.pt")
-    require_linear(brightness(), "C.pt")
+    require_linear(brightness(), "C.pt", 4)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(nn.Conv2d(1, 2, 4), nn.Flatten()),
+    nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 2, 1), nn.Flatten()),
+])
+def test_a_classifier_without_a_linear_last_layer_is_refused(model):
+    """None at all, or one that a convolution follows."""
+    with pytest.raises(UserError, match="C.pt has no linear last layer"):
+        require_linear(FrozenClassifier(model, 2, 1, 4, [0.0], [1.0]), "C.pt", 4)
+
+
+@pytest.mark.parametrize("width, answers", [(1, Answers(form="one logit")), (5, Answers(columns=(4, 1)))])
+def test_a_linear_last_layer_of_other_widths(width, answers):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, width))
+    require_linear(FrozenClassifier(model, 2, 1, 4, [0.0], [1.0], answers=answers), "C.pt", 4)
 
 
 def test_a_space_comes_back_from_its_state():

@@ -101,7 +101,19 @@ def test_a_generator_that_ignores_the_features_is_warned_of(world):
     run = start(world)
     run.G_ema.output_layer[2].bias.data[0] = -30  # the mask is shut: every image comes back
     (warning,) = run.warnings()
-    assert "hardly hears" in warning
+    assert "hardly hears what it is asked for" in warning
+
+
+def test_a_generator_that_ignores_its_latents_is_warned_of(world):
+    run = start(world, mode="draw")
+    assert run.warnings() == []
+    draw = run.G_ema.forward
+    run.G_ema.forward = lambda z, f: draw(torch.zeros_like(z), f)
+    (warning,) = run.warnings()
+    assert "hardly hears its latents" in warning
+    run.G_ema.forward = lambda z, f: draw(z, torch.zeros_like(f))
+    (warning,) = run.warnings()
+    assert "hardly hears what it is asked for" in warning
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(world):
@@ -144,6 +156,7 @@ def test_a_label_is_all_that_the_label_only_rival_is_told(world):
 @pytest.mark.parametrize("own, message", [
     ({"enforce": ("heads",)}, "--enforce 'heads' is not valid"), ({"enforce": ()}, "names nothing"),
     ({"mode": "edits"}, "did you mean 'edit'"), ({"cycle_coeff": -1.0}, "--cycle_coeff is -1.0"),
+    ({"mode": "draw", "inject": "flat"}, "--inject flat lays features beside the image"),
     ({"own_share": 0.7, "changed_share": 0.7}, "at most 1")])
 def test_bad_settings(own, message):
     with pytest.raises(UserError, match=message):
