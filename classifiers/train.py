@@ -71,6 +71,7 @@ from utils import (
 
 WARM_UP = 0.2  # share of training in which the learning rate rises
 TEST_STEPS = 20  # PGD steps of the reported accuracy
+LEAK = 0.05  # by how much more adversaries than clean images are known where labels leak
 TEST_BATCH = 256
 MAY_CHANGE = ("device", "data_root", "num_attacked")  # settings that a resumed training may be given anew
 
@@ -420,17 +421,24 @@ def commit():
 
 
 def measure(frozen, images, labels, classes, settings):
-    """Clean accuracy on all test images and accuracy under PGD on some of them, for the card."""
+    """Clean accuracy on all test images and accuracy under PGD on some of them, for the card; of a robust classifier
+    also under the attack that it was trained against."""
     device, (norm, eps) = frozen.mean.device, settings.attack
     # a test file may be sorted by class
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:settings.num_attacked]
     start = torch.Generator(device).manual_seed(0)
-    attacked = hits_of(frozen, images[rows], labels[rows],
-                       lambda x, y: pgd(frozen.logits01, x, y, norm, eps, TEST_STEPS, generator=start))
+
+    def hits(steps):
+        return hits_of(frozen, images[rows], labels[rows],
+                       lambda x, y: pgd(frozen.logits01, x, y, norm, eps, steps, generator=start))
+
+    attacked = hits(TEST_STEPS)
+    own = {"own_adversary_accuracy": hits(settings.steps).float().mean().item()} \
+        if settings.robust and len(rows) else {}
     attack = {"norm": norm, "eps": eps, "steps": TEST_STEPS, "step_size": 2.5 * eps / TEST_STEPS,
               "random_start": True, "images": len(rows)}
     return {"clean_accuracy": accuracies(hits_of(frozen, images, labels), labels, classes),
-            "pgd_accuracy": accuracies(attacked, labels[rows], classes), "attack": attack}
+            "pgd_accuracy": accuracies(attacked, labels[rows], classes), "attack": attack, **own}
 
 
 def measure_groups(frozen, test, settings):
@@ -467,6 +475,11 @@ def report(card):
     for name in ("overall", *clean["per_class"]):
         values = [part["overall"] if name == "overall" else part["per_class"][name] for part in (clean, robust)]
         lines.append(f"{name:>12}  " + "  ".join("     -" if v is None else f"{v:6.1%}" for v in values))
+    own = card.get("own_adversary_accuracy", 0.0)
+    if own > (clean["overall"] or 0.0) + LEAK:
+        lines.append(f"warning: of images changed by the adversary that it was trained against, of {card['steps']} "
+                     f"step(s), it knows {own:.1%}, more than of clean ones: it has learnt to read the change (label "
+                     "leaking, Kurakin et al. 2017) and not to resist. Give more --steps, or a lower --lr.")
     return "\n".join(lines)
 
 

@@ -386,6 +386,13 @@ def test_an_evaluator_can_be_trained_on_a_split_of_its_own(digits_root, tmp_path
             train_classifier(TrainSettings(**common, split=split, out=str(tmp_path / "d.pt")))
 
 
+def test_labels_that_leak_through_the_adversary_are_warned_of():
+    card = {"clean_accuracy": {"overall": 0.31, "per_class": {}}, "pgd_accuracy": {"overall": 0.09, "per_class": {}},
+            "attack": {"norm": "l2", "eps": 0.5, "steps": 20}, "steps": 1, "own_adversary_accuracy": 0.95}
+    assert "of 1 step(s), it knows 95.0%, more than of clean ones" in report(card)
+    assert "warning" not in report(card | {"own_adversary_accuracy": 0.3})
+
+
 def test_a_card_without_test_images_has_no_figures_and_no_nan(tmp_path, capsys):
     (tmp_path / "digits").mkdir()
     for split, count in (("train", 40), ("test", 0)):
