@@ -81,9 +81,11 @@ CHARTS = (
         "pull_seen_G_hinge": "D_c", "pull_seen_G_wasserstein": "D_u", "pull_seen_G_class": "classifier"}),
     ("Pull at an image of the unseen class", "gradient norm", {
         "pull_unseen_G_wasserstein": "D_u", "pull_unseen_G_class": "classifier"}),
+    ("Pull of the spread term", "gradient norm", {"pull_seen_G_spread": "seen", "pull_unseen_G_spread": "unseen"}),
     ("What D tells apart (chance is 0.5)", "share", {
-        "D_c_right": "D_c, seen", "D_u_seen": "D_u, seen", "D_u_unseen": "D_u, unseen"}),
+        "D_c_right": "D_c", "D_u_seen": "D_u, seen", "D_u_unseen": "D_u, unseen"}),
     ("Gap of D_u over its spread", "deviations", {"D_u_gap_seen": "seen", "D_u_gap_unseen": "unseen"}),
+    ("What a class lacks of the real spread", "mean square", {"G_spread": "generator"}),
     ("Speed", "steps a second", {"steps_per_second": "training"}),
 )
 MOST_POINTS = 100  # of a curve; a longer one is drawn as means, in a band of the extremes
