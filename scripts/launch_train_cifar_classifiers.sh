@@ -8,3 +8,5 @@ common=(--dataset C10 --batch_size 128 --lr 0.15 --ema_decay 0.998)
 make cifar10_regular "${common[@]}" --arch resnet9 --epochs 16 --label_smoothing 0.1 "$@"
 make cifar10_robust "${common[@]}" --arch resnet9 --epochs 12 --robust l2 --eps 0.5 --steps 1 "$@"
 make cifar10_evaluator "${common[@]}" --arch vgg7 --role evaluator --epochs 24 --label_smoothing 0.1 --seed 1 "$@"
+# of another kind: robust; against one step it learnt the adversary and not the images (31 % clean)
+make cifar10_robust_evaluator "${common[@]}" --arch vgg7 --role evaluator --epochs 6 --robust l2 --eps 0.5 --steps 2 --seed 2 "$@"
