@@ -242,7 +242,7 @@ def with_nan(file):
     (lambda file: file["state_dict"].update({"norms.1.bias": torch.zeros(3)}), "", r"norms.1.bias is \(3,\)"),
     (with_nan, "", "NaN or infinite weights in linear.bias"),
     (lambda file: file.update(channels=3), "", r"convs.0.weight is \(32, 1, 3, 3\) and should be \(32, 3, 3, 3\)"),
-    (lambda file: file.update(mean=[0.0, 0.0]), "", r"mean \[0.0, 0.0\].* must hold 1 number"),
+    (lambda file: file.update(mean=[0.0, 0.0]), "", r"mean \[0.0, 0.0\].* must hold 1 finite number"),
     (lambda file: file.update(std=[0.0]), "", "above 0"),
     (lambda file: file.update(channels=4, state_dict=build("smallcnn", 10, 4).state_dict()), "",
      "images of 4 channels"),
