@@ -5,6 +5,7 @@
 # Expected: the accuracies in the model cards, pretrained/*.json. The evaluator learns from speakers of its own.
 source "$(dirname "$0")/classifiers.sh"
 common=(--dataset voices --precision bf16)
-make voices_evaluator "${common[@]}" --split evaluator --arch resnet8 --role evaluator --epochs 12 --seed 1 "$@"
+make voices_evaluator "${common[@]}" --split evaluator --arch narrow_vgg --role evaluator --epochs 24 --ema_decay 0.98 \
+    --label_smoothing 0.1 --weight_decay 0.002 --seed 1 "$@"
 make voices_robust "${common[@]}" --arch smallcnn --epochs 8 --robust l2 --eps 1.5 --steps 2 "$@"
 make voices_regular "${common[@]}" --arch smallcnn --epochs 6 "$@"
