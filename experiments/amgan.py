@@ -13,7 +13,17 @@ import shlex
 import torch
 
 from config import Parser
-from experiments.engine import Run, add_engine_flags, check_flags, chosen, classifier_path, from_root, plain_config
+from experiments.engine import (
+    BOUNDED,
+    SMALL,
+    Run,
+    add_engine_flags,
+    check_flags,
+    chosen,
+    classifier_path,
+    from_root,
+    plain_config,
+)
 from experiments.table import SHOWN, Column, Experiment, Row, carry_out, evaluation
 from label_losses import CLASS_LOSSES, G_KNOWS
 from methods import load_run
@@ -25,14 +35,12 @@ from utils import DATASETS, ROOT, choose_device, class_label, run_main
 AUTHORS = "--networks dcgan --G_ch 96 --D_ch 64 --dim_z 100 --batch_size 100 --num_D_steps 1 --beta1 0.5 --G_lr 4e-4 " \
           "--D_lr 8e-4 --num_steps 1000000 --ema_decay 0 --ema_start 0 --diffaug --no-balanced_y --gp_every 1 " \
           "--save_every 10000"
-MNIST = "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 300 --save_every 100 --sample_every 300"
-C10 = "--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 500 --ema_decay 0.99 --ema_start 50 --diffaug translation " \
-      "--save_every 100 --sample_every 500"
+MNIST = "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 1200 --save_every 400 --sample_every 1200"
+C10 = f"{SMALL} --balanced_y --num_steps 5000 --sample_every 5000"
 SCALES = {
-    "MNIST": {"small": {"num": 200, "labelled": f"{MNIST} --init N02 --num_D_steps 1 --gp_every 1", "probegan": MNIST},
+    "MNIST": {"small": {"num": 200, "labelled": MNIST, "probegan": MNIST},
               "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
-    "C10": {"small": {"num": 200, "labelled": f"{C10} --num_D_steps 1 --G_lr 2e-4 --D_lr 4e-4",
-                      "probegan": f"{C10} --num_D_steps 2 --G_lr 4e-4 --D_lr 4e-4 --init ortho"},
+    "C10": {"small": {"num": 200, "labelled": C10, "probegan": f"{C10} {BOUNDED}"},
             "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
 }
 NAMES = {"gan": "GAN", "gan_star": "GAN*", "label": "LabelGAN", "acgan": "AC-GAN", "acgan_star": "AC-GAN*",

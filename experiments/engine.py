@@ -37,6 +37,11 @@ TRAIN, EVALUATE = str(ROOT / "train.py"), str(ROOT / "evaluate.py")
 LAUNCHERS = {"C10": "cifar", "MNIST": "mnist", "voices": "voices"}
 DIGITS = {"robust": "--arch smallcnn --robust l2 --eps 1.25 --steps 3 --epochs 20", "regular":
           "--arch smallcnn --epochs 20", "evaluator": "--arch resnet8 --role evaluator --epochs 12 --seed 1"}
+# flags of train.py for colour images of 32 pixels on a CPU, without the number of steps; BOUNDED: of ProbeGAN alone,
+# what keeps an unseen class varied (results/variety_findings.md)
+SMALL = "--G_ch 16 --D_ch 16 --batch_size 32 --num_D_steps 2 --penalty zero --gp_coeff 1 --gp_every 2 --one_G_pass " \
+        "--init ortho --G_lr 2e-4 --D_lr 4e-4 --ema_decay 0.999 --ema_start 500 --diffaug translation --save_every 500"
+BOUNDED = "--C_bound 0.5 --C_bound_new 1 --spread_coeff 2"
 LOCAL_JOBS = 2  # of submitit's local executor at a time
 
 # ------------------------------------------------------------------------------------- what there is to do

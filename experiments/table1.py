@@ -13,6 +13,8 @@ import shlex
 
 from config import Parser
 from experiments.engine import (
+    BOUNDED,
+    SMALL,
     Run,
     add_engine_flags,
     check_flags,
@@ -25,17 +27,12 @@ from experiments.table import Column, Experiment, Row, carry_out, evaluation
 from methods import METHODS
 from utils import DATASETS, ROOT, class_label, run_main
 
-# what keeps a class varied in short runs (results/variety_findings.md); BOUNDED: of ProbeGAN alone
-VARIED = "--num_D_steps 2 --penalty zero --gp_coeff 1 --gp_every 2 --balanced_y --one_G_pass --init ortho"
-BOUNDED = "--C_bound 0.5 --C_bound_new 1 --spread_coeff 2"
 # num: images a class; all: flags of train.py for every run; a row's name: for its runs too, probegan: its variants' too
 SCALES = {
     "MNIST": {"small": {"num": 500, "all": "--batch_size 32 --num_steps 1200 --save_every 300 --sample_every 1200",
                         "deep_inversion": "--synthesis_steps 100"},
               "paper": {"num": 5000, "all": ""}},
-    "C10": {"small": {"num": 500, "all": f"--G_ch 16 --D_ch 16 --batch_size 32 --num_steps 5000 {VARIED} --G_lr 2e-4 "
-                                         "--D_lr 4e-4 --ema_decay 0.999 --ema_start 500 --diffaug translation "
-                                         "--save_every 500 --sample_every 500",
+    "C10": {"small": {"num": 500, "all": f"{SMALL} --balanced_y --num_steps 5000 --sample_every 500",
                       "probegan": BOUNDED, "oracle": BOUNDED, "deep_inversion": "--synthesis_steps 300"},
             "paper": {"num": 5000, "all": ""}},
     "digits": {"small": {"num": 100, "all": "--num_steps 40 --save_every 20 --sample_every 40",

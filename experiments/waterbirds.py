@@ -28,6 +28,8 @@ from pathlib import Path
 
 from config import Parser
 from experiments.engine import (
+    BOUNDED,
+    SMALL,
     Product,
     Run,
     add_engine_flags,
@@ -62,10 +64,7 @@ EVALUATOR = "--split pool --objective reweight --groups place --validation score
             "--role evaluator --epochs 14 --ema_decay 0.99 --seed 1 --num_attacked 300"
 # num: images a class; all: flags of train.py for every run
 SCALES = {"small": {"dataset": "waterbirds32", "arch": "resnet9", "num": 500, "all":
-                    "--G_ch 16 --D_ch 16 --batch_size 32 --num_D_steps 2 --G_lr 2e-4 --D_lr 4e-4 --init ortho "
-                    "--penalty zero --gp_coeff 1 --gp_every 2 --one_G_pass --C_bound 0.5 --C_bound_new 1 "
-                    "--spread_coeff 2 --ema_decay 0.999 --ema_start 500 --diffaug translation --unseen_share 0.3 "
-                    "--num_steps 2500 --save_every 500 --sample_every 500"},
+                    f"{SMALL} {BOUNDED} --unseen_share 0.3 --num_steps 2500 --sample_every 500"},
           "paper": {"dataset": "waterbirds", "arch": "resnet18", "num": 1000, "all": ""}}
 DIRECTIONS = {"waterbird": "land", "landbird": "water"}  # the unseen class, and the place of the seen one
 METRICS = ("recognition", "adversarial_gap", "presence", "precision_recall_density_coverage", "vendi")
