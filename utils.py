@@ -109,7 +109,8 @@ DATASETS = {
         "fer2013", 48, 1, ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"), mirror=True),
     "waterbirds": DatasetSpec("waterbirds", 64, 3, ("landbird", "waterbird"), _WATERBIRDS, mirror=True),
     "waterbirds32": DatasetSpec("waterbirds32", 32, 3, ("landbird", "waterbird"), mirror=True),
-    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"), {**_SMALL, "diffaug": ("time",)}, sound=True),
+    "voices": DatasetSpec("voices", 64, 1, ("men", "women", "nonhuman"),
+                          {**_SMALL, "batch_size": 32, "diffaug": ("time",)}, sound=True),
 }
 
 
