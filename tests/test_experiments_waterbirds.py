@@ -40,7 +40,7 @@ def test_runs_of_the_arms_differ_in_classifier_and_seed_alone(tmp_path):
             assert config.pop("seed") == seed
             name = "balanced" if arm == NONE else arm
             assert config.pop("C_path").endswith(f"waterbirds32/{name}.safetensors")
-            assert config.pop("C_coeff") == (0.0 if arm == NONE else 1.0)
+            assert config.pop("C_coeff") == (0.0 if arm == NONE else 1.6)
         assert len({json.dumps(config) for config in configs.values()}) == 1
     assert len({run.path for row in rows for run in row.runs}) == 24
     known = {run.config["only"][0]: run for row in rows for runs in row.runs for run in runs.needs[2:]}
