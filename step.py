@@ -25,6 +25,7 @@ class Task:
     C_coeff: torch.Tensor  # (), lambda_g of eq. (1), which may move with time
     balanced: bool  # draw each class equally often in a batch
     unseen_share: float = 0.0  # of y* among the fakes; 0: as each class comes
+    sides: tuple[torch.Tensor, ...] = ()  # with a share, the seen and the unseen ones of fake_classes
     spreads: torch.Tensor | None = None  # (n_classes,) how far apart the images of each class are to lie
 
 
@@ -37,10 +38,13 @@ def make_task(config, fed, C_labels, C_classes, device):
         C_weights[C_labels[y]] = config.C_new_coeff
     tensors = (torch.tensor(fed), torch.tensor(unseen, dtype=torch.long), torch.tensor(C_labels), C_weights,
                torch.tensor(config.C_coeff))
-    if config.unseen_share and not 0 < len(set(unseen) & set(fed)) < len(fed):
-        raise UserError(f"--unseen_share {config.unseen_share} shares the fakes among y* and seen classes; leave it "
-                        "out with a method, or an oracle, that does not draw both.")
-    return Task(*(tensor.to(device) for tensor in tensors), config.balanced_y, config.unseen_share)
+    sides = ()
+    if config.unseen_share:
+        sides = tuple(torch.tensor([y for y in fed if (y in unseen) == side], device=device) for side in (False, True))
+        if not all(len(side) for side in sides):
+            raise UserError(f"--unseen_share {config.unseen_share} shares the fakes among y* and seen classes; leave "
+                            "it out with a method, or an oracle, that does not draw both.")
+    return Task(*(tensor.to(device) for tensor in tensors), config.balanced_y, config.unseen_share, sides)
 
 
 def draw_latents(G, task, batch_size, device):
@@ -51,9 +55,8 @@ def draw_latents(G, task, batch_size, device):
     z = torch.randn(batch_size, G.dim_z, device=device)
     n = len(task.fake_classes)
     if task.unseen_share:
-        seen = task.fake_classes[~torch.isin(task.fake_classes, task.unseen)]
         seen_labels, unseen_labels = (side[torch.randint(len(side), (batch_size,), device=device)]
-                                      for side in (seen, task.unseen))
+                                      for side in task.sides)
         return z, torch.where(torch.rand(batch_size, device=device) < task.unseen_share, unseen_labels, seen_labels)
     if task.balanced:  # in turn, from a class drawn at random
         places = (torch.randint(n, (1,), device=device) + torch.arange(batch_size, device=device)) % n
