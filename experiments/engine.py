@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -206,7 +207,8 @@ def chosen(flag, names, valid):
 
 
 def read_state(node):
-    """What is known of a Run or Product: its `about`, trained, train_seconds, measured, error, error_at; {} at first.
+    """What is known of a Run or Product: its `about`, trained, train_seconds, trained_on, measured, error, error_at; {}
+    at first.
 
     measured: the protocol's values, seconds and figures.
     """
@@ -249,6 +251,14 @@ def require_same(node):
 
 
 # ------------------------------------------------------------------------------------------ doing it
+
+
+def machine():
+    """{cpu, cores, torch, gpu} of this machine; gpu is '' for none."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else ""}
 
 
 @contextmanager
@@ -326,6 +336,7 @@ def complete(node, started, stopped, wait):
             state["error"], seconds = call(node.command(), node.file(".log"), lock, stopped)
             state["train_seconds"] = state.get("train_seconds", 0) + seconds
             state["trained"] = made = not state["error"]
+            state["trained_on"] = machine()["gpu"] or machine()["cpu"]
         if made and not measured and not stopped():
             say(f"measuring {node.path}")
             results = ROOT / node.path / "results.jsonl"

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import os
-import platform
 import re
 import shlex
 import sys
@@ -19,7 +17,7 @@ from classifiers import load_classifier
 from classifiers.frozen import fingerprint
 from classifiers.train import commit
 from experiments import engine
-from experiments.engine import Measurement, Run, finished, read_state
+from experiments.engine import Measurement, Run, finished, machine, read_state
 from methods import load_run
 from metrics.intervals import combine_seeds
 from metrics.recognition import rate
@@ -208,14 +206,6 @@ def order_sentences(experiment, rows, figures):
 # ---------------------------------------------------------------------------------------- the files
 
 
-def machine():
-    """{cpu, cores, torch, gpu} of this machine; gpu is '' for none."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else ""}
-
-
 def markdown(experiment, table, rows):
     """The table as Markdown; table: what the .json holds."""
     hardware, heads, columns = table["machine"], experiment.heads, experiment.columns
@@ -247,8 +237,10 @@ def markdown(experiment, table, rows):
         if runs:
             means = [sum(run[key] for run in runs) / len(runs) for key in ("train_seconds", "measure_seconds")]
             lines.append(f"| {label} | {means[0]:.0f} | {means[1]:.0f} |")
-    lines += ["", f"In all {table['seconds']:.0f} s, what the runs need included. Table made on {hardware['cpu']}, "
-              f"{hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, torch {hardware['torch']}, at commit "
+    places = dict.fromkeys(run["trained_on"] for entry in table["rows"] for run in entry["runs"] if run["trained_on"])
+    lines += ["", f"In all {table['seconds']:.0f} s, what the runs need included; trained on "
+              f"{', '.join(places) or 'nothing'}. Table made on {hardware['cpu']}, {hardware['cores']} cores, "
+              f"{hardware['gpu'] or 'no GPU'}, torch {hardware['torch']}, at commit "
               f"{table['commit'] or 'unknown'}, by", "", "```", table["command"], "```", "", *table["notes"]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -283,7 +275,7 @@ def write_table(experiment, rows, stem, protocol, notes):
         for run in row.runs:
             state = read_state(run)
             runs.append({"folder": str(run.path), "seed": run.config["seed"], "finished": finished(run),
-                         "train_seconds": state.get("train_seconds", 0),
+                         "train_seconds": state.get("train_seconds", 0), "trained_on": state.get("trained_on", ""),
                          "measure_seconds": state.get("measured", {}).get("seconds", 0),
                          "error": state.get("error", ""), "figures": state.get("measured", {}).get("figures", {})})
         for node in nodes_of(row.runs).values():
@@ -300,6 +292,14 @@ def write_table(experiment, rows, stem, protocol, notes):
     save_picture(f"{stem}.png", experiment, rows)
     print(f"{stem}.md, .json and .png")
     return all(run["finished"] for entry in entries for run in entry["runs"])
+
+
+def require_same_table(stem, protocol):
+    """Raise UserError where {stem}.json was made by another protocol; `protocol` may be a part of it."""
+    path = Path(f"{stem}.json")
+    if path.exists():
+        engine.refuse_differences(json.loads(path.read_text())["protocol"], protocol, f"the table {path}",
+                                  "give another --out, or delete it.")
 
 
 def carry_out(experiment, rows, flags, protocol, notes=(), gpus=0):
@@ -319,10 +319,7 @@ def carry_out(experiment, rows, flags, protocol, notes=(), gpus=0):
         return protocol | runs[0].measurement.protocol()
 
     stem = flags.out / experiment.stem
-    if Path(f"{stem}.json").exists():
-        before = json.loads(Path(f"{stem}.json").read_text())["protocol"]
-        engine.refuse_differences(before, whole_protocol(), f"the table {stem}.json",
-                                  "give another --out, or delete it.")
+    require_same_table(stem, whole_protocol())
     with stop_on_signal() as stopped:
         if flags.executor == "here":
             engine.complete_here(runs, time.time(), stopped)

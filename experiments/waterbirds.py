@@ -39,7 +39,7 @@ from experiments.engine import (
     plain_config,
     read_state,
 )
-from experiments.table import Column, Experiment, Row, carry_out, evaluation
+from experiments.table import Column, Experiment, Row, carry_out, evaluation, require_same_table
 from metrics.presence import Presence
 from metrics.report import percent
 from utils import DATASETS, ROOT, UserError, run_main, stop_on_signal
@@ -179,15 +179,16 @@ def main():
     flags.arms = chosen("arms", flags.arms, (*ARMS, NONE, *DOSES))
     flags.num = flags.num or SCALES[flags.scale]["num"]
     needed = [arm for arm in ARMS | DOSES if arm in flags.arms or arm == "balanced" and NONE in flags.arms]
+    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ROBUST, **ARMS, **DOSES}}
+    dataset = SCALES[flags.scale]["dataset"]
+    require_same_table(flags.out / f"waterbirds_{dataset}", protocol)
     classifiers = classifiers_of(flags, [*needed, "evaluator"])
     cards = make_classifiers(classifiers)
     said = {arm: following(cards[arm], arm) for arm in needed}
     rows = plan(flags, classifiers, said)
-    dataset = SCALES[flags.scale]["dataset"]
     experiment = Experiment(
         f"waterbirds_{dataset}", "experiments.waterbirds", f"Waterbirds at {DATASETS[dataset].resolution} pixels", TEXT,
         columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": ORDER})
-    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ROBUST, **ARMS, **DOSES}}
     carry_out(experiment, rows, flags, protocol, list(real_ones(flags)), gpus=int(flags.scale == "paper"))
 
 

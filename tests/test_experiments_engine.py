@@ -188,7 +188,7 @@ def test_a_table_of_other_heads_and_no_expected_order(programs):
     figures = table.combined(row, columns)
     assert figures["letters"] == {"value": 4, "low": pytest.approx(4 - 12.706, abs=1e-3),
                                   "high": pytest.approx(4 + 12.706, abs=1e-3), "seeds": 2}
-    runs = [{"finished": True, "error": "", "train_seconds": 1, "measure_seconds": 2}] * 2
+    runs = [{"finished": True, "error": "", "train_seconds": 1, "trained_on": "", "measure_seconds": 2}] * 2
     made = {"protocol": {"version": 1}, "machine": table.machine(), "rows": [{"figures": figures, "runs": runs}],
             "order": [], "notes": ["A note."], "seconds": 6, "commit": "", "command": "python -m experiments.mine"}
     text = table.markdown(experiment, made, [row])
