@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from classifiers.architectures import ARCHITECTURES, OTHERS, build, find
 from classifiers.attacks import NORMS, pgd
-from classifiers.efficientnet_lite import EfficientNetLite0
 from classifiers.files import round_to_file, save_classifier
 from classifiers.frozen import FrozenClassifier
 from classifiers.groups import (
@@ -36,11 +35,13 @@ from classifiers.groups import (
     correlated_rows,
     following,
     group_accuracies,
+    last_layer,
     require_groups,
     retrain_last_layer,
     set_confidence,
     worst_group,
 )
+from classifiers.loading import load_classifier
 from classifiers.whitening import SAMPLE, Whitening
 from config import Parser, add_flags, check_settings, setting
 from datasets import open_source, read_all
@@ -99,8 +100,8 @@ class TrainSettings:
                                     least=0)
     confidence: float = setting(0.0, "mean confidence on --validation to which the last layer is scaled; 0 is off")
     arch: str = setting("smallcnn", f"architecture: {', '.join(ARCHITECTURES)}, {OTHERS}")
-    init: str = setting("", "start of the weights, for efficientnet-lite0: imagenet, of the optional package; not "
-                        "given: random", ("imagenet",))
+    init: str = setting("", "start of the weights: the file of a classifier of the same --arch, all but its last "
+                        "layer; or imagenet, of the optional package, for efficientnet-lite0; not given: random")
     role: str = setting("", "evaluator: a classifier that judges images and may never be probed", ("evaluator",))
     out: str = setting("", "file to write; its card goes beside it as <out>.json")
     robust: str = setting("", "norm of the adversary to train against; not given: a regular classifier", NORMS)
@@ -134,7 +135,7 @@ class TrainSettings:
         if self.correlation and not (self.groups and self.correlation <= 1):
             raise UserError(f"--correlation {self.correlation} is a share, at most 1, of images that have the value of "
                             "--groups that goes with their class; give both, as in --correlation 0.9 --groups place.")
-        if self.init and self.arch != "efficientnet-lite0":
+        if self.init == "imagenet" and self.arch != "efficientnet-lite0":
             raise UserError(f"--init {self.init} is for --arch efficientnet-lite0, not {self.arch}.")
         if not self.out or Path(self.out).is_dir():
             raise UserError(f"--out '{self.out}' is not a file name; give one, as in --out runs/classifiers/robust.pt.")
@@ -518,6 +519,24 @@ def finish(frozen, validation, settings, seed):
     return found
 
 
+def begin_with(model, init, arch, channels):
+    """Give a new model the weights that --init names; returns what its networks are given: mean, std, resolution.
+
+    Raises UserError for a file of another architecture or of images with other channels.
+    """
+    if init == "imagenet":
+        model.load_imagenet()
+        return find(arch)[1]
+    start = load_classifier(init)
+    if (start.arch, start.channels) != (arch, channels):
+        raise UserError(f"--init {init} is a '{start.arch}' for images of {start.channels} channels; give a file of "
+                        f"--arch {arch} for {channels}.")
+    last = next(name for name, module in model.named_modules() if module is last_layer(model))
+    model.load_state_dict({name: value for name, value in start.model.state_dict().items()
+                           if not name.startswith(f"{last}.")}, strict=False)
+    return {"mean": start.mean.flatten().tolist(), "std": start.std.flatten().tolist(), "resolution": start.resolution}
+
+
 def train_classifier(settings):
     """Train as `settings` (TrainSettings) say; write settings.out and its card, settings.out + '.json'.
 
@@ -534,19 +553,18 @@ def train_classifier(settings):
         raise UserError(f"--batch_size {settings.batch_size} is larger than the {objective.length} training images of "
                         f"{settings.dataset}; give at most {objective.length}.")
     channels, resolution = images.shape[1:3]
-    usual = find(settings.arch)[1] if settings.init else {}
     # the caller's random state is not this function's to move
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build(settings.arch, len(spec.classes), channels)
-    if isinstance(model, EfficientNetLite0) and settings.init:
-        model.load_imagenet()
+    usual = begin_with(model, settings.init, settings.arch, channels) if settings.init else {}
     mean, std = (usual["mean"], usual["std"]) if usual else channel_statistics(images)
     frozen = FrozenClassifier(model, len(spec.classes), channels, usual.get("resolution", resolution), mean, std,
                               settings.arch, spec.classes, role=settings.role)
-    for module in model.modules():
-        if isinstance(module, Whitening):
-            module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
+    if not settings.init:
+        for module in model.modules():
+            if isinstance(module, Whitening):
+                module.fit((images[:SAMPLE].float() / 255 - frozen.mean) / frozen.std)
     frozen.to(device, memory_format=torch.channels_last)
     selecting = validation if settings.groups and settings.select and settings.objective != "dfr" else None
     training = Fit(frozen, images.to(device), train.labels.to(device), settings, spec, objective, selecting)

@@ -216,10 +216,10 @@ def read_state(node):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def finished(run):
-    """Whether a run is trained, and measured by its protocol."""
-    state = read_state(run)
-    return run.measurement.done(state) if run.measurement else run.made(state)
+def finished(node):
+    """Whether all is done: a Run is measured by its protocol, what has no measurement is made."""
+    state = read_state(node)
+    return node.measurement.done(state) if node.measurement else node.made(state)
 
 
 def refuse_differences(was, now, what, advice):
@@ -313,8 +313,11 @@ def say(text, **options):
 
 def complete(node, started, stopped, wait):
     """Make and measure what is missing of a node and of what it needs; False where another process holds it, and wait
-    is False. One that has failed since `started` (seconds since 1970) is left as it is.
+    is False. One that has failed since `started` (seconds since 1970) is left as it is, and one that is measured needs
+    its checkpoints no longer.
     """
+    if finished(node):
+        return True
     if not all(complete(need, started, stopped, wait) for need in node.needs):
         return False
     with locked(node.path, lambda: wait and not stopped()) as lock:
@@ -322,8 +325,7 @@ def complete(node, started, stopped, wait):
             return False
         state, measurement = read_state(node), node.measurement
         made = node.made(state)
-        measured = measurement is None or made and measurement.done(state)
-        if stopped() or made and measured or state.get("error_at", 0) >= started:
+        if stopped() or finished(node) or state.get("error_at", 0) >= started:
             return True
         node.file(".json").parent.mkdir(exist_ok=True)
         state |= {**node.about, "error": ""}
@@ -337,7 +339,7 @@ def complete(node, started, stopped, wait):
             state["train_seconds"] = state.get("train_seconds", 0) + seconds
             state["trained"] = made = not state["error"]
             state["trained_on"] = machine()["gpu"] or machine()["cpu"]
-        if made and not measured and not stopped():
+        if made and measurement and not stopped():
             say(f"measuring {node.path}")
             results = ROOT / node.path / "results.jsonl"
             before = len(read_lines(results))

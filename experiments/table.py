@@ -22,7 +22,17 @@ from methods import load_run
 from metrics.intervals import combine_seeds
 from metrics.recognition import rate
 from sampler import make_sampler
-from utils import DATASETS, ROOT, choose_device, class_label, replacing, save_grid, stop_on_signal, write_json
+from utils import (
+    DATASETS,
+    ROOT,
+    checkpoint_files,
+    choose_device,
+    class_label,
+    replacing,
+    save_grid,
+    stop_on_signal,
+    write_json,
+)
 
 SHOWN = 10  # images in a row of the picture
 # kinds of numbers: the least and the most that one can be
@@ -252,10 +262,11 @@ def draw(row, run):
 
 
 def save_picture(path, experiment, rows):
-    """A row of images for each row of the table, of its first finished seed; white for none."""
+    """A row of images for each row of the table, of its first finished seed with a checkpoint; white for none."""
     parts, labels = [], []
     for row in rows:
-        run, spec = next(filter(finished, row.runs), None), DATASETS[row.runs[0].config["dataset"]]
+        drawable = (run for run in row.runs if finished(run) and checkpoint_files(ROOT / run.path))
+        run, spec = next(drawable, None), DATASETS[row.runs[0].config["dataset"]]
         blank = torch.ones(SHOWN, spec.channels, spec.resolution, spec.resolution)
         parts.append((experiment.images or draw)(row, run) if run else blank)
         labels.append(f"{row.group}: {row.name}" + ("" if run else " (missing)"))
