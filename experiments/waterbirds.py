@@ -64,8 +64,8 @@ EVALUATOR = "--split pool --objective reweight --groups place --validation score
 # in the place of engine.BOUNDED: of two classes y* is more of what D_u sees than of ten, and needs a harder push
 # (results/waterbirds_findings.md)
 HARDER = "--C_bound 0.5 --C_bound_new 2 --spread_coeff 2 --C_coeff 1.6 --C_new_coeff 4"
-# num: images a class; classifier: flags of classifiers.train for every arm; all: of train.py for every run. At 32 pixels no
-# robust classifier learns birds from 3500 images alone (results/waterbirds_findings.md)
+# num: images a class; classifier: flags of classifiers.train for every arm; all: of train.py for every run. At 32
+# pixels no robust classifier learns birds from 3500 images alone (results/waterbirds_findings.md)
 SCALES = {"small": {"dataset": "waterbirds32", "num": 500,
                     "classifier": "--arch resnet9 --init pretrained/cifar10_robust.safetensors --lr 0.03 --eps 0.25 "
                                   "--steps 1",
