@@ -24,10 +24,12 @@ LEAST = {"cifar10_regular": (0.92, 0), "cifar10_robust": (0.82, 0.60), "cifar10_
          "cifar10_robust_evaluator": (0.77, 0.58),
          "mnist_regular": (0.985, 0), "mnist_robust": (0.97, 0.70), "mnist_evaluator": (0.99, 0),
          "mnist_robust_evaluator": (0.985, 0.80),
-         "voices_regular": (0.93, 0), "voices_robust": (0.90, 0.65), "voices_evaluator": (0.90, 0)}
+         "voices_regular": (0.93, 0), "voices_robust": (0.90, 0.65), "voices_evaluator": (0.90, 0),
+         "fer2013_regular": (0.57, 0), "fer2013_robust": (0.43, 0.37), "fer2013_evaluator": (0.60, 0)}
 # of each set: the name of its launcher, of the data set, and its source
 SETS = {"cifar10": ("cifar", "C10", "data/cifar10.zip"), "mnist": ("mnist", "MNIST", "data/mnist"),
-        "voices": ("voices", "voices", "data/voices16k.zip")}
+        "voices": ("voices", "voices", "data/voices16k.zip"),
+        "fer2013": ("fer2013", "fer2013", "data/fer2013.zip")}
 
 
 def card_of(file):
