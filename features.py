@@ -56,6 +56,7 @@ class FeatureSpace:
 
     def __init__(self, alive, mean, std, axes, quantiles):
         self.alive, self.mean, self.std, self.axes, self.quantiles = alive, mean, std, axes, quantiles
+        self.least = int(alive.max()) + 1  # components that a classifier has, known here so that no step waits for it
 
     @classmethod
     def fitted(cls, raw):
@@ -91,9 +92,9 @@ class FeatureSpace:
 
     def standardised(self, raw):
         """Features (B, F) of the classifier -> (B, f), of mean 0 and variance 1 on the training images."""
-        if raw.shape[1] <= self.alive.max():
+        if raw.shape[1] < self.least:
             raise UserError(f"features of {raw.shape[1]} components were given, and these were fitted on at least "
-                            f"{self.alive.max() + 1}; give the classifier that the checkpoint was made with.")
+                            f"{self.least}; give the classifier that the checkpoint was made with.")
         return (raw[:, self.alive] - self.mean) / self.std
 
     def of(self, C, images):

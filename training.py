@@ -198,6 +198,17 @@ def record_cuda_graph(function):
     return repeat
 
 
+def recorded(iterate, device, config):
+    """What runs an iteration: on a GPU, in one process, a recording of iterate(batches), else iterate itself."""
+    if device.type != "cuda" or not config.cuda_graph:
+        return iterate
+    if processes.size() == 1:
+        return Recorded(iterate, record_cuda_graph)
+    if processes.rank() == 0:
+        print("the iterations run eagerly: a CUDA graph is captured for one process alone")
+    return iterate
+
+
 def make_adam(network, lr, config):
     """Adam over a network's parameters with a Config's betas and epsilon."""
     parameters = list(network.parameters())
@@ -240,12 +251,7 @@ class GAN(Training):
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
         self.G_optim = make_adam(self.G, config.G_lr, config)
         self.D_optim = make_adam(self.D, config.D_lr, config)
-        self.run_iteration = self.iterate
-        if device.type == "cuda" and config.cuda_graph:
-            if processes.size() == 1:
-                self.run_iteration = Recorded(self.iterate, record_cuda_graph)
-            elif processes.rank() == 0:
-                print("the iterations run eagerly: a CUDA graph is captured for one process alone")
+        self.run_iteration = recorded(self.iterate, device, config)
         if state is not None:
             self.load_state(state)
 

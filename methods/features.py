@@ -10,7 +10,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 import feature_losses as feature
 import probegan_losses as losses
@@ -20,8 +19,8 @@ from features import Bank, FeatureSpace, draw_targets, kept_features, require_li
 from layers import diff_augment
 from machine import autocast
 from methods.registry import Method, Row, Settings
-from step import frozen_weights
-from training import Training, make_adam
+from step import descend, frozen_weights
+from training import Training, make_adam, recorded
 from utils import EMA, UserError, seeded_latents, to_unit_range
 
 ENFORCERS = ("head", "projection", "classifier")
@@ -95,6 +94,7 @@ class FeatureTraining(Training):
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
         self.G_optim, self.D_optim = make_adam(self.G, config.G_lr, config), make_adam(self.D, config.D_lr, config)
+        self.run_iteration = recorded(self.iterate, device, config)
         if state is not None:
             self.load_state(state)
 
@@ -112,7 +112,7 @@ class FeatureTraining(Training):
         """What G and D are told of features (B, f) with the classifier's labels (B,)."""
         if self.config.own.condition == "features":
             return f
-        return F.one_hot(labels, self.C.num_classes).float()
+        return (labels[:, None] == torch.arange(self.C.num_classes, device=labels.device)).float()
 
     def draw(self, own, own_labels):
         """Targets of a batch: (features (B, f), what is told of them, is_own (B,))."""
@@ -184,32 +184,35 @@ class FeatureTraining(Training):
 
     # --------------------------------------------------------------------------------------- the steps
 
-    def batch(self):
-        """(images (B, C, H, W) in [-1, 1], their own features, (what is told of these, labels))."""
-        images, _ = self.stream.next_batch()
+    def own_features(self, images):
+        """Of uint8 images: (x (B, C, H, W) in [-1, 1], their own features, (what is told of these, labels))."""
         x = to_unit_range(images).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self.device, self.config.precision):
             own, logits = self.bank.space.of(self.C, x)
         labels = logits.argmax(1)
         return x, own, (self.tell(own, labels), labels)
 
+    def take_step(self, optimiser, loss, given):
+        """One step down loss(*given); returns its detached terms."""
+        def in_precision(*given):  # anew in each step, for autocast keeps the weights that it has cast
+            with autocast(self.device, self.config.precision):
+                return loss(*given)
+        return descend(optimiser, in_precision, [given])
+
+    def iterate(self, batches):
+        """num_D_steps D steps on as many batches, and one G step on the last. Returns detached terms."""
+        for images, _ in batches:
+            given = self.own_features(images)
+            terms = self.take_step(self.D_optim, self.discriminator_loss, given)
+        with frozen_weights(self.D):
+            return terms | self.take_step(self.G_optim, self.generator_loss, given)
+
     def advance(self):
         """num_D_steps D steps and one G step. Returns detached terms."""
-        with autocast(self.device, self.config.precision):
-            for _ in range(self.config.num_D_steps):
-                given = self.batch()
-                total, terms = self.discriminator_loss(*given)
-                self.D_optim.zero_grad(set_to_none=True)
-                total.backward()
-                self.D_optim.step()
-            with frozen_weights(self.D):
-                total, G_terms = self.generator_loss(*given)
-                self.G_optim.zero_grad(set_to_none=True)
-                total.backward()
-                self.G_optim.step()
+        terms = self.run_iteration([self.stream.next_batch() for _ in range(self.config.num_D_steps)])
         self.step += 1
         self.ema.update(self.step)
-        return {name: term.detach() for name, term in (terms | G_terms).items()}
+        return terms
 
     @torch.no_grad()
     def warnings(self):

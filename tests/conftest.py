@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from classifiers import build
 from experiments import engine
@@ -55,6 +56,31 @@ def shared_file():
             pytest.skip(f"the optional data {name} is not on this machine")
         return SHARED / name
     return find
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation inside whose result, or its shape, the host must know: a GPU would be waited for there, and
+    no CUDA graph could be captured."""
+
+    NAMES = ("nonzero", "masked_select", "_local_scalar_dense", "_unique2", "unique_dim", "equal", "is_nonzero",
+             "bincount", "repeat_interleave", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1])
+        if name in self.NAMES or by_mask:
+            self.found.append(name)
+        return function(*arguments, **keywords or {})
+
+
+@pytest.fixture
+def waits():
+    return Waits()
 
 
 @pytest.fixture(scope="session")

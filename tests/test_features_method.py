@@ -68,6 +68,16 @@ def start(world, state=None, **settings):
     return start_run(config, DATASETS["digits"], CPU, state)
 
 
+@pytest.mark.parametrize("settings", [
+    {}, {"mode": "draw"}, {"enforce": ("head",), "condition": "label"}, {"inject": "tiled", "enforce": ("head",),
+                                                                          "adversary": "wgan-gp"}])
+def test_an_iteration_waits_for_no_value(world, settings, waits):
+    run = start(world, **settings)
+    with waits:
+        run.iterate([run.stream.next_batch()])
+    assert not waits.found
+
+
 def figures(run, world, draw):
     images = to_unit_range(load_split("digits", world, "test")[0])
     seen = [Seen.of(name, run.C, run.bank, images) for name in ("", "itself")]

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import evaluate
 import files
@@ -268,26 +267,6 @@ def test_a_recorded_iteration_computes_what_an_eager_one_does(world, changes):
     assert_same_state(eager.terms, recorded.terms)
 
 
-class Waits(TorchDispatchMode):
-    """Notes each operation inside whose result, or its shape, the host must know: a GPU would be waited for there, and
-    no CUDA graph could be captured."""
-
-    NAMES = ("nonzero", "masked_select", "_local_scalar_dense", "_unique2", "unique_dim", "equal", "is_nonzero",
-             "bincount", "repeat_interleave", "lift_fresh")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            index is not None and index.dtype == torch.bool for index in arguments[1])
-        if name in self.NAMES or by_mask:
-            self.found.append(name)
-        return function(*arguments, **keywords or {})
-
-
 # what keeps an unseen class varied, and a share of its own for it
 VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "unseen_share": 0.2, "balanced_y": False,
           "penalty": "zero", "gp_every": 2, "num_D_steps": 2, "one_G_pass": True}
@@ -299,16 +278,16 @@ VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "unseen_share
     {"diversity_coeff": 1.0, "prob_clip": 0.5}, {"method": "labelled", "class_loss": "acgan_plus"},
     {"method": "labelled", "labelling": "dynamic"},
 ])
-def test_an_iteration_waits_for_no_value(world, changes):
+def test_an_iteration_waits_for_no_value(world, changes, waits):
     run = training(world, **changes)
-    with Waits() as waits:
+    with waits:
         run.iterate([run.stream.next_batch() for _ in range(run.config.num_D_steps)])
     assert not waits.found
 
 
-def test_a_wait_is_noted():
+def test_a_wait_is_noted(waits):
     x = torch.arange(4.0)
-    with Waits() as waits:
+    with waits:
         x[x > 1], x.max().item(), torch.unique(x)
     assert waits.found[0] == "index" and {"_local_scalar_dense", "_unique2"} <= set(waits.found)
 
