@@ -558,6 +558,8 @@ def train_classifier(settings):
         torch.manual_seed(settings.seed)
         model = build(settings.arch, len(spec.classes), channels)
     usual = begin_with(model, settings.init, settings.arch, channels) if settings.init else {}
+    begun = {"init_sha256": hashlib.sha256(Path(settings.init).read_bytes()).hexdigest()} \
+        if Path(settings.init).is_file() else {}
     mean, std = (usual["mean"], usual["std"]) if usual else channel_statistics(images)
     frozen = FrozenClassifier(model, len(spec.classes), channels, usual.get("resolution", resolution), mean, std,
                               settings.arch, spec.classes, role=settings.role)
@@ -581,7 +583,7 @@ def train_classifier(settings):
             "parameters": sum(value.numel() for value in model.parameters()), "train_images": len(images),
             "data_sha256": training.data_sha256, "test_images": len(test.images),
             "test_sha256": fingerprint(test.images, test.labels),
-            **({"images_missing": train.note} if train.note else {}),
+            **({"images_missing": train.note} if train.note else {}), **begun,
             **measure(frozen, test.images, test.labels, spec.classes, settings)}
     if settings.groups:
         counts = torch.bincount(train.groups, minlength=len(train.names)).tolist()

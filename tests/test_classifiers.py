@@ -1,5 +1,6 @@
 """Architectures, the frozen wrapper, reading checkpoints, and training one."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from classifiers import ARCHITECTURES, FrozenClassifier, build, load_classifier, register
+from classifiers.files import save_classifier
 from classifiers.train import TrainSettings, augmented, channel_statistics, main, report, train_classifier
 from classifiers.whitening import Whitening
 from datasets.prepare import prepare
@@ -334,6 +336,25 @@ def test_robust_training_repeats_exactly(tmp_path, digits_root):
     first, again, other = weights("a.pt", 0), weights("b.pt", 0), weights("c.pt", 1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_training_begins_with_the_weights_of_another_but_for_the_last_layer(tmp_path, digits_root):
+    torch.manual_seed(5)
+    start = FrozenClassifier(build("smallcnn", 3, 1), 3, 1, 16, [0.3], [0.7], "smallcnn")
+    save_classifier(tmp_path / "start.pt", start)
+    given = {"dataset": "digits", "epochs": 1, "batch_size": 256, "data_root": digits_root, "num_attacked": 10}
+    frozen, card = train_classifier(TrainSettings(**given, lr=1e-9, init=str(tmp_path / "start.pt"),
+                                                  out=str(tmp_path / "c.pt")))
+    assert frozen.mean.item() == pytest.approx(0.3) and frozen.std.item() == pytest.approx(0.7)
+    weights, begun = frozen.model.state_dict(), start.model.state_dict()
+    same = {name for name, value in weights.items() if value.shape == begun[name].shape
+            and torch.allclose(value.cpu(), begun[name], atol=1e-3)}
+    assert {name for name in weights if "running" not in name and "num_batches" not in name} - same == \
+        {"linear.weight", "linear.bias"}
+    assert card["init_sha256"] == hashlib.sha256((tmp_path / "start.pt").read_bytes()).hexdigest()
+    with pytest.raises(UserError, match="is a 'smallcnn' for images of 1 channels; give a file of --arch resnet8 for"):
+        train_classifier(TrainSettings(**given, arch="resnet8", init=str(tmp_path / "start.pt"),
+                                       out=str(tmp_path / "d.pt")))
 
 
 def test_a_loss_that_is_not_finite_stops_and_writes_nothing(tmp_path, digits_root):
