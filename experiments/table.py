@@ -269,7 +269,7 @@ def save_picture(path, experiment, rows):
         run, spec = next(drawable, None), DATASETS[row.runs[0].config["dataset"]]
         blank = torch.ones(SHOWN, spec.channels, spec.resolution, spec.resolution)
         parts.append((experiment.images or draw)(row, run) if run else blank)
-        labels.append(f"{row.group}: {row.name}" + ("" if run else " (missing)"))
+        labels.append(f"{row.group}: {row.name}" + ("" if run else " (no checkpoint)"))
     experiment.save(path, torch.stack(parts), labels)
 
 

@@ -74,10 +74,24 @@ def test_a_run_waits_for_the_classifier_that_it_needs(programs):
     assert calls(programs) == ["C.pt", "run"] and state["probed"] == run.about["probed"] != ""
     assert state["measured"]["figures"]["letters"]["value"] == 3 and state["measured"]["version"] == 1
     assert engine.finished(run) and go(run) == [state] and calls(programs) == ["C.pt", "run"]
+    assert state["trained_on"] in engine.machine().values()
 
     _, other = nodes(programs, version=2)  # another protocol measures again, and trains nothing
     assert not engine.finished(other) and go(other)[0]["measured"]["version"] == 2
     assert calls(programs) == ["C.pt", "run"]
+
+
+def test_a_run_that_was_measured_needs_its_checkpoints_no_longer(programs, tmp_path):
+    C, run = nodes(programs)
+    state = go(run)
+    for path in (C.path, *(run.path / "checkpoints").iterdir()):
+        path.unlink()
+    assert go(run) == state and calls(programs) == ["C.pt", "run"]
+    row = Row("7", ("ProbeGAN", "robust"), "", (run,))
+    shown = []
+    experiment = Experiment("t", "m", "T", "", {}, save=lambda path, images, names: shown.append((names, images.min())))
+    table.save_picture(tmp_path / "t.png", experiment, [row])
+    assert shown == [(["7: ProbeGAN, robust (no checkpoint)"], 1.0)]
 
 
 def test_a_classifier_that_fails_is_named_and_tried_again(programs, capsys):
