@@ -248,8 +248,9 @@ def markdown(experiment, table, rows):
             means = [sum(run[key] for run in runs) / len(runs) for key in ("train_seconds", "measure_seconds")]
             lines.append(f"| {label} | {means[0]:.0f} | {means[1]:.0f} |")
     places = dict.fromkeys(run["trained_on"] for entry in table["rows"] for run in entry["runs"] if run["trained_on"])
-    lines += ["", f"In all {table['seconds']:.0f} s, what the runs need included; trained on "
-              f"{', '.join(places) or 'nothing'}. Table made on {hardware['cpu']}, {hardware['cores']} cores, "
+    trained = f"; trained on {', '.join(places)}" if places else ""
+    lines += ["", f"In all {table['seconds']:.0f} s, what the runs need included{trained}. Table made on "
+              f"{hardware['cpu']}, {hardware['cores']} cores, "
               f"{hardware['gpu'] or 'no GPU'}, torch {hardware['torch']}, at commit "
               f"{table['commit'] or 'unknown'}, by", "", "```", table["command"], "```", "", *table["notes"]]
     return "\n".join(lines).rstrip() + "\n"
