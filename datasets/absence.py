@@ -409,7 +409,8 @@ def statement(audit):
             sentences.append(f"No image of {names} is at hand, so copies under other labels could not be looked for.")
     if copies:
         rates = ", ".join(f"{share:.0%} ({kind})" for kind, share in copies["would_find"].items())
-        sentences.append(f"{len(copies['removed'])} near copies were left out too (correlation of at least "
+        left_out = "1 near copy was" if len(copies["removed"]) == 1 else f"{len(copies['removed'])} near copies were"
+        sentences.append(f"{left_out} left out too (correlation of at least "
                          f"{copies['threshold']:g}; no more than about {copies['expected_for_nothing']:.0f} are to be "
                          f"expected for nothing). Of copies of {copies['planted']} left-out images, planted to try "
                          f"this, it found: {rates}. Rotated, strongly cropped or redrawn copies, and y* within other "
@@ -419,7 +420,7 @@ def statement(audit):
         sentences.append(f"{suspected['suspects_found']} images under other labels that "
                          f"{' or '.join(suspected['judges'])} takes for {names} were {done}.")
     elif suspected:
-        sentences.append(f"{' and '.join(suspected['judges'])} takes no image under another label for {names}.")
+        sentences.append(f"No image under another label is taken for {names} by {' or by '.join(suspected['judges'])}.")
     if audit["links_out"]:
         sentences.append(f"{len(audit['links_out'])} links in the set lead out of it.")
     for weights in audit["starting_weights"]:
