@@ -532,8 +532,8 @@ def begin_with(model, init, arch, channels):
         raise UserError(f"--init {init} is a '{start.arch}' for images of {start.channels} channels; give a file of "
                         f"--arch {arch} for {channels}.")
     last = next(name for name, module in model.named_modules() if module is last_layer(model))
-    model.load_state_dict({name: value for name, value in start.model.state_dict().items()
-                           if not name.startswith(f"{last}.")}, strict=False)
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(f"{last}.")}
+    model.load_state_dict(start.model.state_dict() | own)
     return {"mean": start.mean.flatten().tolist(), "std": start.std.flatten().tolist(), "resolution": start.resolution}
 
 

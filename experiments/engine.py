@@ -338,7 +338,8 @@ def complete(node, started, stopped, wait):
             state["error"], seconds = call(node.command(), node.file(".log"), lock, stopped)
             state["train_seconds"] = state.get("train_seconds", 0) + seconds
             state["trained"] = made = not state["error"]
-            state["trained_on"] = machine()["gpu"] or machine()["cpu"]
+            hardware = machine()
+            state["trained_on"] = hardware["gpu"] or hardware["cpu"]
         if made and measurement and not stopped():
             say(f"measuring {node.path}")
             results = ROOT / node.path / "results.jsonl"

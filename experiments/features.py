@@ -17,7 +17,7 @@ from classifiers import load_classifier
 from config import Parser
 from datasets import load_split
 from experiments.engine import Run, add_engine_flags, check_flags, chosen, classifier_path, from_root, plain_config
-from experiments.table import SHOWN, Column, Experiment, Row, carry_out, evaluation, number
+from experiments.table import SHOWN, Column, Experiment, Row, carry_out, evaluation, number, require_same_table
 from features import Bank
 from methods import load_run
 from metrics.distances import thinned
@@ -176,13 +176,15 @@ def main():
     classifiers = {name: classifier_path(flags.dataset, name, path) for name, path in given.items()}
     evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
     rows = plan(flags, classifiers, evaluator)
+    protocol = {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}
+    require_same_table(flags.out / f"features_{flags.dataset}", protocol)  # before the rivals are measured
     num = min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes))
     notes = rival_lines(*measure_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()},
                                         ROOT / evaluator, flags.data_root, num))
     experiment = Experiment(f"features_{flags.dataset}", "experiments.features",
                             f"Images from features on {flags.dataset}", TEXT, columns_of(flags.dataset),
                             groups="Classifier", heads=("enforced by",), expected=EXPECTED, images=draw)
-    carry_out(experiment, rows, flags, {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}, notes)
+    carry_out(experiment, rows, flags, protocol, notes)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from experiments.engine import (
     plain_config,
 )
 from experiments.marker import draw_fakes, set_threshold
-from experiments.table import Column, Experiment, Row, carry_out, evaluation, figures_of
+from experiments.table import Column, Experiment, Row, carry_out, evaluation, figures_of, require_same_table
 from experiments.table1 import method_rows
 from files import append_lines
 from methods import load_run
@@ -171,8 +171,8 @@ def tone_rows(flags, threshold):
         words = ("-m", "classifiers.train", "--dataset", DATASET, "--data_root", str(root), "--out", str(C))
         C = Product("sound", C, (*words, *shlex.split(flags.classifier)))
         # the images that a run is checked on are plain, in which the classifier of the tone finds no man
-        runs = tuple(make_run(flags, f"tone_{copy}_seed{seed}", y, seed, C.path, "--skip_classifier_check", measurement,
-                              needs=(C,))
+        own = "--skip_classifier_check"
+        runs = tuple(make_run(flags, f"tone_{copy}_seed{seed}", y, seed, C.path, own, measurement, needs=(C,))
                      for seed in range(flags.seeds))
         heard = "men over the tone" if copy == "tone" else "plain men"
         rows.append(Row(SPEC.classes[y], ("ProbeGAN", f"of {heard}"), copy, runs))
@@ -212,7 +212,9 @@ def main():
     classifiers = {name: classifier_path(DATASET, name, path) for name, path in given.items()}
     experiment = Experiment("sound", "experiments.sound", "Sounds that a classifier remembers", TEXT, COLUMNS,
                             expected={"image": ("oracle", "probegan robust", "naive robust")}, save=save_spectrograms)
-    carry_out(experiment, plan(flags, classifiers), flags, about | {"heard": HEARD}, list(calibration(flags)))
+    about |= {"heard": HEARD}
+    require_same_table(flags.out / experiment.stem, about)  # before minutes are spent on real clips
+    carry_out(experiment, plan(flags, classifiers), flags, about, list(calibration(flags)))
 
 
 if __name__ == "__main__":

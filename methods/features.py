@@ -194,9 +194,9 @@ class FeatureTraining(Training):
 
     def take_step(self, optimiser, loss, given):
         """One step down loss(*given); returns its detached terms."""
-        def in_precision(*given):  # anew in each step, for autocast keeps the weights that it has cast
+        def in_precision(*part):  # anew in each step, for autocast keeps the weights that it has cast
             with autocast(self.device, self.config.precision):
-                return loss(*given)
+                return loss(*part)
         return descend(optimiser, in_precision, [given])
 
     def iterate(self, batches):
