@@ -93,7 +93,7 @@ class Product:
     words: tuple[str, ...]
     needs: tuple["Run | Product", ...] = ()
 
-    verb, measurement = "making", None
+    verb, measurement, drawn = "making", None, False
 
     @property
     def about(self):
@@ -117,7 +117,7 @@ class Run:
     """One training. experiment, path, needs: as for a Product; path is a folder.
 
     words: flags of train.py. config: the same as plain values. probes: whether it uses the classifier of its C_path.
-    processes: of torchrun.
+    processes: of torchrun. drawn: whether the experiment draws from it at its end, for which it keeps its checkpoints.
     """
 
     experiment: str
@@ -128,6 +128,7 @@ class Run:
     measurement: Measurement | None
     needs: tuple["Run | Product", ...] = ()
     processes: int = 1
+    drawn: bool = False
 
     verb = "training"
 
@@ -217,9 +218,10 @@ def read_state(node):
 
 
 def finished(node):
-    """Whether all is done: a Run is measured by its protocol, what has no measurement is made."""
-    state = read_state(node)
-    return node.measurement.done(state) if node.measurement else node.made(state)
+    """Whether all is done: a Run is measured by its protocol, what is drawn or has no measurement is made."""
+    state, measurement = read_state(node), node.measurement
+    kept = node.drawn or not measurement
+    return (not measurement or measurement.done(state)) and (not kept or node.made(state))
 
 
 def refuse_differences(was, now, what, advice):
@@ -313,8 +315,8 @@ def say(text, **options):
 
 def complete(node, started, stopped, wait):
     """Make and measure what is missing of a node and of what it needs; False where another process holds it, and wait
-    is False. One that has failed since `started` (seconds since 1970) is left as it is, and one that is measured needs
-    its checkpoints no longer.
+    is False. One that has failed since `started` (seconds since 1970) is left as it is, and one that is measured, and
+    not `drawn`, needs its checkpoints no longer.
     """
     if finished(node):
         return True

@@ -183,7 +183,7 @@ def experiment(dataset, classifier, words, runs, num):
     cases = {}
     for method in METHODS:
         own = (*words, "--method", method)
-        cases[method] = Run("hue", runs / method, own, plain_config(own), True, measurement)
+        cases[method] = Run("hue", runs / method, own, plain_config(own), True, measurement, drawn=True)
     with stop_on_signal() as stopped:
         complete_here(cases.values(), time.time(), stopped)
     if stopped():

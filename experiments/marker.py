@@ -316,7 +316,7 @@ def experiment(words, runs, num, most, eps, epochs):
         # one that keys on the marker does not know plain images of y*, which its check would say
         own = ("--data_root", str(runs / f"data_{case.images}"), "--C_path", str(C.path), "--skip_classifier_check")
         own = (*words, *own, *(["--oracle"] if case.oracle else []))
-        cases[case] = Run("marker", runs / case.name, own, plain_config(own), True, measurement, (C,))
+        cases[case] = Run("marker", runs / case.name, own, plain_config(own), True, measurement, (C,), drawn=True)
     with stop_on_signal() as stopped:
         complete_here(cases.values(), time.time(), stopped)
     if stopped():
