@@ -10,4 +10,4 @@ if [ "${1:-}" = quick ]; then
 fi
 # one thread a worker: small convolutions gain more from two tests at a time
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --durations 10 "$@"
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 "$@"

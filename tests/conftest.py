@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -25,8 +26,13 @@ SLOW = {line.split()[0] for line in (Path(__file__).parent / "slow.txt").read_te
         if line and not line.startswith("#")}
 
 
+# files that train for minutes: begun last, they would run on alone
+LONGEST = ("test_real_data.py", "test_experiments_marker.py", "test_pretrained.py", "test_kills.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Mark what `bash scripts/test.sh quick` leaves out."""
+    """Mark what `bash scripts/test.sh quick` leaves out, and begin with the longest."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if "browser" in item.fixturenames:
             item.add_marker("browser")
@@ -56,6 +62,16 @@ def shared_file():
             pytest.skip(f"the optional data {name} is not on this machine")
         return SHARED / name
     return find
+
+
+@pytest.fixture
+def tenth_of_cifar10(shared_file, tmp_path):
+    """An archive of every tenth image of each class of CIFAR-10: to read them all takes minutes."""
+    with zipfile.ZipFile(shared_file("data/cifar10.zip")) as whole, \
+            zipfile.ZipFile(tmp_path / "cifar10.zip", "w") as part:
+        for name in sorted(whole.namelist())[::10]:
+            part.writestr(name, whole.read(name))
+    return tmp_path / "cifar10.zip"
 
 
 class Waits(TorchDispatchMode):

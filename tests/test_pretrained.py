@@ -82,14 +82,15 @@ def test_evaluators_are_built_otherwise_and_never_probed(folder):
 
 
 @pytest.mark.parametrize("folder", SETS)
-def test_the_cards_tell_the_truth(shared_file, tmp_path, folder):
+def test_the_cards_tell_the_truth(request, shared_file, tmp_path, folder):
     _, dataset, source = SETS[folder]
+    source = request.getfixturevalue("tenth_of_cifar10") if folder == "cifar10" else shared_file(source)
     if DATASETS[dataset].sound:
         pytest.importorskip("soundfile", reason="soundfile is not installed")
-    prepare(folder, tmp_path, source=shared_file(source))
+    prepare(folder, tmp_path, source=source)
     for file in [file for file in FILES if file.stem.startswith(folder)]:
         images, labels = load_split(dataset, tmp_path, card_of(file).get("test", "test"))
-        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:1000]
+        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:500]
         check = check_classifier(load_classifier(file), images[rows], labels[rows], dataset)
         assert check.problems == []
-        assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
+        assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.05)

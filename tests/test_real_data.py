@@ -10,8 +10,7 @@ import torch
 
 import evaluate
 from datasets.prepare import prepare
-from experiments.marker import PAPER
-from experiments.table1 import SCALES
+from experiments.marker import QUICK
 from methods import RunParser, make_config, start
 from train import train
 from utils import DATASETS, load_checkpoint
@@ -36,8 +35,8 @@ def test_mnist_with_a_digit_unseen(shared_file, tmp_path, monkeypatch):
     evaluator = str(ROOT / "pretrained/mnist_evaluator.safetensors")
     config = make_config(**vars(RunParser("").parse_args([
         "--dataset", "MNIST", "--new_class", "7", "--data_root", str(tmp_path), "--device", "cpu", "--C_path",
-        str(ROOT / "pretrained/mnist_robust.safetensors"), *SCALES["MNIST"]["small"]["all"].split(),
-        *f"--G_lr 1e-3 {PAPER}".split()])))
+        str(ROOT / "pretrained/mnist_robust.safetensors"), *QUICK["MNIST"].split(), "--G_new_coeff", "1",
+        "--num_steps", "400"])))
     run = start(config, DATASETS["MNIST"], torch.device("cpu"))
     assert run.audit["images_per_class"]["7"] == 0 and run.audit["unseen_images_left_out"] > 900
     train(run, tmp_path / "run")
@@ -51,22 +50,22 @@ def test_mnist_with_a_digit_unseen(shared_file, tmp_path, monkeypatch):
     assert low["all seen"] > 0.7
 
 
-def test_twenty_steps_of_the_cifar10_pipeline(shared_file, tmp_path):
+def test_twenty_steps_of_the_cifar10_pipeline(tenth_of_cifar10, tmp_path):
     """The user's commands on the real images: prepare, train, stop, resume, sample."""
     def command(program, *flags):
         done = subprocess.run([sys.executable, str(ROOT / program), *map(str, flags)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    command("scripts/prepare_data.py", "cifar10", "--source", shared_file("data/cifar10.zip"), "--data_root", tmp_path)
+    command("scripts/prepare_data.py", "cifar10", "--source", tenth_of_cifar10, "--data_root", tmp_path)
     run = tmp_path / "run"
     said = command("train.py", "--dataset", "C10_wo_horse", "--data_root", tmp_path, "--run", run, "--C_path",
                    ROOT / "pretrained/cifar10_robust.safetensors", "--G_ch", 8, "--D_ch", 8, "--batch_size", 16,
                    "--num_D_steps", 2, "--num_steps", 10, "--device", "cpu")
-    assert "No image of horse was used: 5000 images were left out" in said
+    assert "No image of horse was used: 500 images were left out" in said
     command("train.py", "--resume", run, "--num_steps", 20)
     state = load_checkpoint(run)
-    assert state["step"] == 20 and state["audit"]["images_used"] == 45_000
+    assert state["step"] == 20 and state["audit"]["images_used"] == 4_500
     assert all(torch.isfinite(value).all() for name in ("G", "D", "G_ema") for value in state[name].values())
     command("sample.py", "--checkpoint", run, "--device", "cpu", "--columns", 4)
     assert (run / "samples_grid.png").stat().st_size > 10_000
