@@ -416,9 +416,11 @@ def statement(audit):
                          f"this, it found: {rates}. Rotated, strongly cropped or redrawn copies, and y* within other "
                          "images, are not looked for.")
     if suspected and suspected["suspects_found"]:
-        done = "left out" if suspected["dropped"] else "used; look at them, and give --drop_suspects to leave them out"
-        sentences.append(f"{suspected['suspects_found']} images under other labels that "
-                         f"{' or '.join(suspected['judges'])} takes for {names} were {done}.")
+        done = "left out" if suspected["dropped"] else "used; look, and give --drop_suspects to leave such out"
+        count, judges = suspected["suspects_found"], " or ".join(suspected["judges"])
+        several, were = (f"{count} images under other labels", "were") if count > 1 else ("1 image under another label",
+                                                                                          "was")
+        sentences.append(f"{several} that {judges} takes for {names} {were} {done}.")
     elif suspected:
         sentences.append(f"No image under another label is taken for {names} by {' or by '.join(suspected['judges'])}.")
     if audit["links_out"]:
