@@ -9,6 +9,7 @@ Stopped, the same command goes on; several processes of it share the runs. Write
 .png into --out.
 """
 
+import json
 import shlex
 
 import torch
@@ -16,15 +17,25 @@ import torch
 from classifiers import load_classifier
 from config import Parser
 from datasets import load_split
-from experiments.engine import Run, add_engine_flags, check_flags, chosen, classifier_path, from_root, plain_config
+from experiments.engine import (
+    Run,
+    add_engine_flags,
+    check_flags,
+    chosen,
+    classifier_path,
+    file_sha256,
+    from_root,
+    plain_config,
+)
 from experiments.table import SHOWN, Column, Experiment, Row, carry_out, evaluation, number, require_same_table
 from features import Bank
 from methods import load_run
 from metrics.distances import thinned
 from metrics.feature_agreement import BATCH, Seen, measure_pairs
 from metrics.feature_rivals import reconstruction, rivals
+from metrics.statistics import fingerprint
 from sampler import make_sampler
-from utils import DATASETS, ROOT, choose_device, run_main, to_unit_range
+from utils import DATASETS, ROOT, choose_device, run_main, to_unit_range, write_json
 
 # all: flags of train.py for every run of a data set
 SCALES = {
@@ -89,50 +100,62 @@ def columns_of(dataset):
     return {key: column for key, column in COLUMNS.items() if key not in other}
 
 
-def measure_rivals(dataset, classifiers, evaluator, data_root, num):
-    """What drawers without a GAN reach on `num` pairs of test images: (figures, reconstructions).
-
-    figures: {classifier: {rival: {column: value}}}, the last rival being other real images; reconstructions:
-    {classifier: {rival: record of metrics.feature_rivals.reconstruction}}.
+def measure_rivals(dataset, classifier, evaluator, train, images, num):
+    """What drawers without a GAN reach on `num` pairs of test images, of the features of the classifier of a path:
+    {"figures": {rival: {column: value}}, the last rival being other real images, "reconstructed": {rival: record of
+    metrics.feature_rivals.reconstruction}}. train, images: uint8 (N, C, H, W), training and test images.
     """
     device = choose_device()
-    train, images = load_split(dataset, data_root, "train")[0], load_split(dataset, data_root, "test")[0]
     train, images = thinned(train, RIVAL_IMAGES), to_unit_range(images)
     known = to_unit_range(train)
-    judge_network, found, reconstructed = load_classifier(evaluator, device=device), {}, {}
-    judge = Seen.of("judge", judge_network, Bank.of_images(judge_network, train.split(BATCH)), images)
+    C, judge = (load_classifier(path, device=device) for path in (classifier, evaluator))
+    bank = Bank.of_images(C, train.split(BATCH))
+    seen = Seen.of("", C, bank, images)
+    judge = Seen.of("judge", judge, Bank.of_images(judge, train.split(BATCH)), images)
+    figures, reconstructed = {}, {}
+    for rival, draw in rivals(C, bank, train).items():
+        records, _ = measure_pairs(draw, images, seen, judge, num, torch.Generator().manual_seed(0),
+                                   None if edits(dataset) else known)
+        by_metric = {record["metric"].partition("@")[0]: record for record in records}
+        figures[rival] = {key: by_metric[column.metric]["value"] for key, column in COLUMNS.items()
+                          if column.metric in by_metric}
+        if rival in RECONSTRUCT:
+            reconstructed[rival] = reconstruction(draw, seen, images, known.mean(0), torch.Generator().manual_seed(0))
+    figures["other real images"] = {key: by_metric[column.metric]["real"] for key, column in COLUMNS.items()
+                                    if "real" in by_metric.get(column.metric, {})}
+    return {"figures": figures, "reconstructed": reconstructed}
+
+
+def known_rivals(dataset, classifiers, evaluator, data_root, num, home):
+    """{name: measure_rivals of the classifier of a path}; what was measured before is read from the folder `home`."""
+    (train, labels), (images, _), found = *(load_split(dataset, data_root, split) for split in ("train", "test")), {}
     for name, path in classifiers.items():
-        C = load_classifier(path, device=device)
-        bank = Bank.of_images(C, train.split(BATCH))
-        seen, found[name], reconstructed[name] = Seen.of("", C, bank, images), {}, {}
-        for rival, draw in rivals(C, bank, train).items():
-            records, _ = measure_pairs(draw, images, seen, judge, num, torch.Generator().manual_seed(0),
-                                       None if edits(dataset) else known)
-            by_metric = {record["metric"].partition("@")[0]: record for record in records}
-            found[name][rival] = {key: by_metric[column.metric]["value"] for key, column in COLUMNS.items()
-                                  if column.metric in by_metric}
-            if rival in RECONSTRUCT:
-                reconstructed[name][rival] = reconstruction(draw, seen, images, known.mean(0),
-                                                            torch.Generator().manual_seed(0))
-        found[name]["other real images"] = {key: by_metric[column.metric]["real"] for key, column in COLUMNS.items()
-                                            if "real" in by_metric.get(column.metric, {})}
-    return found, reconstructed
+        of = {role: file_sha256(its, its.stat().st_mtime_ns) for role, its in (("C", path), ("judge", evaluator))}
+        of |= {"num": num, "train": fingerprint(train, labels)}
+        file = home / f"rivals_{name}.json"
+        found[name] = json.loads(file.read_text()) if file.exists() else {}
+        if found[name].get("of") != of:
+            print(f"measuring the rivals without a GAN, of the features of {path.name}: minutes", flush=True)
+            found[name] = {"of": of, **measure_rivals(dataset, path, evaluator, train, images, num)}
+            home.mkdir(parents=True, exist_ok=True)
+            write_json(file, found[name])
+    return found
 
 
-def rival_lines(found, reconstructed):
-    """The rivals' table and what features alone keep of an image, as lines of Markdown."""
-    shown = [key for key in COLUMNS if any(key in figures for rows in found.values() for figures in rows.values())]
+def rival_lines(found):
+    """The rivals' table and what features alone keep of an image, as lines of Markdown. found: of known_rivals."""
+    shown = [key for key in COLUMNS if any(key in row for part in found.values() for row in part["figures"].values())]
     heads = ["drawer", "classifier", *(COLUMNS[key].heading for key in shown)]
     lines = ["", "## Rivals without a GAN", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     lines += [f"| {rival} | {name} | " + " | ".join(number(COLUMNS[key], figures[key]) if key in figures else "-"
                                                     for key in shown) + " |"
-              for name, rows in found.items() for rival, figures in rows.items()]
+              for name, part in found.items() for rival, figures in part["figures"].items()]
     lines += ["", "## Test images drawn from their own features alone", "",
               "Mean distance of a pixel from the source, range 0 to 1, with its 95 % interval over images, beside that "
               "of the mean training image, which the descent starts from. Features of a robust classifier are expected "
               "to keep more.", "", "| drawer | classifier | distance | mean image |", "|---|---|---|---|"]
     return lines + [f"| {rival} | {name} | {r['value']:.4f} ({r['low']:.4f} to {r['high']:.4f}) | {r['start']:.4f} |"
-                    for name, rows in reconstructed.items() for rival, r in rows.items()]
+                    for name, part in found.items() for rival, r in part["reconstructed"].items()]
 
 
 def draw(row, run):
@@ -179,8 +202,9 @@ def main():
     protocol = {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}
     require_same_table(flags.out / f"features_{flags.dataset}", protocol)  # before the rivals are measured
     num = min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes))
-    notes = rival_lines(*measure_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()},
-                                        ROOT / evaluator, flags.data_root, num))
+    notes = rival_lines(known_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()},
+                                     ROOT / evaluator, flags.data_root, num,
+                                     ROOT / from_root(flags.runs) / flags.dataset))
     experiment = Experiment(f"features_{flags.dataset}", "experiments.features",
                             f"Images from features on {flags.dataset}", TEXT, columns_of(flags.dataset),
                             groups="Classifier", heads=("enforced by",), expected=EXPECTED, images=draw)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.features import COLUMNS, MEASURED, RECONSTRUCT, ROWS, columns_of, measure_rivals, plan, rival_lines
+from experiments.features import COLUMNS, MEASURED, RECONSTRUCT, ROWS, columns_of, known_rivals, plan, rival_lines
 from experiments.table import Row
 from metrics import feature_rivals
 from metrics.registry import METRICS
@@ -38,20 +38,28 @@ def test_rows_of_an_editing_generator_are_left_out_where_images_are_drawn(noise_
     assert keys and not {"tiled", "flat"} & set(keys)
 
 
-def test_rivals_without_a_gan(noise_world, monkeypatch):
+def test_rivals_without_a_gan(noise_world, tmp_path, monkeypatch, capsys):
     for name in ("DECODER_STEPS", "DESCENT_STEPS", "RECONSTRUCTED"):
         monkeypatch.setattr(feature_rivals, name, 20)
-    found, reconstructed = measure_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world,
-                                          60)
-    figures = found["robust"]
+
+    def known(num=60):
+        return known_rivals("digits", {"robust": noise_world / "C.pt"}, noise_world / "E.pt", noise_world, num,
+                            tmp_path / "digits")
+
+    found = known()
+    figures = found["robust"]["figures"]
     assert figures["copy of x"]["cycle"] == 0 and figures["copy of x"]["ccc"] < 0.3
     assert figures["copy of x"]["fd"] == pytest.approx(figures["other real images"]["fd"])
     assert figures["gradient descent on pixels"]["ccc"] > figures["nearest training image"]["ccc"]
     assert set(figures["class mean"]) <= set(columns_of("digits"))
-    lines = rival_lines(found, reconstructed)
+    lines = rival_lines(found)
     table = [line for line in lines[:lines.index("", 3)] if line.startswith("|")]
     assert len(table) == 2 + len(figures) and len({line.count("|") for line in table}) == 1
     assert [line.split(" | ")[:2] for line in lines[-2:]] == [[f"| {rival}", "robust"] for rival in RECONSTRUCT]
+
+    assert "measuring" in capsys.readouterr().out
+    assert known() == found and "measuring" not in capsys.readouterr().out
+    assert known(50) != found and "measuring" in capsys.readouterr().out
 
 
 def test_the_columns_are_those_of_the_mode():
