@@ -271,7 +271,8 @@ def save_picture(path, experiment, rows):
         blank = torch.ones(SHOWN, spec.channels, spec.resolution, spec.resolution)
         parts.append((experiment.images or draw)(row, run) if run else blank)
         labels.append(f"{row.group}: {row.name}" + ("" if run else " (no checkpoint)"))
-    experiment.save(path, torch.stack(parts), labels)
+    unbroken = "\N{NO-BREAK SPACE}"  # of percentages; the font of pictures has none
+    experiment.save(path, torch.stack(parts), [label.replace(unbroken, " ") for label in labels])
 
 
 def nodes_of(runs):
