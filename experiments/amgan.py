@@ -130,7 +130,7 @@ def main():
     experiment = Experiment(f"amgan_{flags.dataset}", "experiments.amgan",
                             f"Class labels in a GAN on {flags.dataset}, scale {flags.scale}", TEXT, COLUMNS,
                             groups="Classes", heads=("loss", "labels"), expected=EXPECTED, images=one_of_each_class)
-    protocol = {"dataset": flags.dataset, "scale": flags.scale, "flags": scale}
+    protocol = {"dataset": flags.dataset, "scale": flags.scale, "settings": scale}
     carry_out(experiment, plan(flags, evaluator), flags, protocol, gpus=int(flags.scale == "paper"))
 
 

@@ -199,7 +199,7 @@ def main():
     classifiers = {name: classifier_path(flags.dataset, name, path) for name, path in given.items()}
     evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
     rows = plan(flags, classifiers, evaluator)
-    protocol = {"dataset": flags.dataset, "flags": SCALES[flags.dataset]}
+    protocol = {"dataset": flags.dataset, "settings": SCALES[flags.dataset]}
     require_same_table(flags.out / f"features_{flags.dataset}", protocol)  # before the rivals are measured
     num = min(RIVAL_PAIRS, flags.num * len(DATASETS[flags.dataset].classes))
     notes = rival_lines(known_rivals(flags.dataset, {name: ROOT / path for name, path in classifiers.items()},

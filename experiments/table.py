@@ -308,11 +308,13 @@ def write_table(experiment, rows, stem, protocol, notes):
 
 
 def require_same_table(stem, protocol):
-    """Raise UserError where {stem}.json was made by another protocol; `protocol` may be a part of it."""
+    """Raise UserError where {stem}.json was made by another protocol; `protocol` may be a part of it, and what an older
+    table does not say is not compared."""
     path = Path(f"{stem}.json")
     if path.exists():
-        engine.refuse_differences(json.loads(path.read_text())["protocol"], protocol, f"the table {path}",
-                                  "give another --out, or delete it.")
+        was = json.loads(path.read_text())["protocol"]
+        engine.refuse_differences(was, {key: protocol[key] for key in protocol.keys() & was.keys()},
+                                  f"the table {path}", "give another --out, or delete it.")
 
 
 def carry_out(experiment, rows, flags, protocol, notes=(), gpus=0):
@@ -329,7 +331,9 @@ def carry_out(experiment, rows, flags, protocol, notes=(), gpus=0):
         engine.require_same(run)
 
     def whole_protocol():
-        return protocol | runs[0].measurement.protocol()
+        measured = runs[0].measurement.protocol()
+        assert not protocol.keys() & measured.keys(), "one of two values would hide the other"
+        return protocol | measured
 
     stem = flags.out / experiment.stem
     require_same_table(stem, whole_protocol())

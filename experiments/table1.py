@@ -150,7 +150,7 @@ def main():
     rows, notes = plan(flags, classifiers, judges)
     experiment = Experiment(f"table1_{flags.dataset}", "experiments.table1",
                             f"Table 1 on {flags.dataset}, scale {flags.scale}", TEXT, COLUMNS, expected=EXPECTED)
-    protocol = {"dataset": flags.dataset, "scale": flags.scale, "flags": scale,
+    protocol = {"dataset": flags.dataset, "scale": flags.scale, "settings": scale,
                 "judges": " and ".join(path.stem for path in judges)}
     carry_out(experiment, rows, flags, protocol, notes, gpus=int(flags.scale == "paper"))
 

@@ -183,7 +183,7 @@ def main():
     flags.arms = chosen("arms", flags.arms, (*ARMS, NONE, *DOSES))
     flags.num = flags.num or SCALES[flags.scale]["num"]
     needed = [arm for arm in ARMS | DOSES if arm in flags.arms or arm == "balanced" and NONE in flags.arms]
-    protocol = {"scale": flags.scale, "flags": SCALES[flags.scale], "classifiers": {"all": ALIKE, **ARMS, **DOSES}}
+    protocol = {"scale": flags.scale, "settings": SCALES[flags.scale], "classifiers": {"all": ALIKE, **ARMS, **DOSES}}
     dataset = SCALES[flags.scale]["dataset"]
     require_same_table(flags.out / f"waterbirds_{dataset}", protocol)
     classifiers = classifiers_of(flags, [*needed, "evaluator"])

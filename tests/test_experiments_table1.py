@@ -126,6 +126,7 @@ def test_a_table_from_nothing_and_again(call, tmp_path, monkeypatch, capsys):
     assert probegan["intra_fd"]["low"] == pytest.approx(max(mean - half, 0), rel=1e-4)
     assert all(0 <= figures[name]["low"] <= figures[name]["high"] <= 1 for figures in (probegan, naive)
                for name, column in table1.COLUMNS.items() if column.kind == "share")
+    assert made["protocol"]["settings"] == table1.SCALES["digits"]["small"]
     assert made["protocol"]["num"] == 50 and len(made["protocol"]["evaluator_sha256"]) == 64
     assert made["seconds"] > 0 and made["machine"]["cores"] == os.cpu_count()
     text = (tmp_path / "table1_digits.md").read_text()
