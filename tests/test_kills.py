@@ -18,7 +18,7 @@ FLAGS = ["--dataset", "digits", "--new_class", "7", "--skip_classifier_check", "
          "--log_every", "1", "--sample_every", "6"]
 # Each life of a run is forked from a process that has imported everything and computed nothing. Prints the kills.
 LIVES = """
-import json, os, random, signal, sys, time
+import json, math, os, random, signal, sys, time
 import torch._dynamo  # which the first optimiser would import in each life
 import train
 from utils import checkpoint_files, run_main
@@ -31,10 +31,13 @@ def live(run, longest=None):
         sys.argv = ["train.py", "--resume", run] if checkpoint_files(run) else ["train.py", "--run", run, *flags]
         run_main(train.main)
         os._exit(0)
-    if longest is not None:
-        time.sleep(random.uniform(0, longest))
+    until, ended = began + (math.inf if longest is None else random.uniform(0, longest)), 0
+    while not ended and time.monotonic() < until:
+        time.sleep(0.01)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
         os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
+        status = os.waitpid(child, 0)[1]
     if status not in (0, signal.SIGKILL):
         sys.exit(f"a life of {run} ended with status {status}")
     return status == 0, time.monotonic() - began
