@@ -15,9 +15,9 @@ robust and equally confident (the arms). Water in what it draws came out of the 
   C_coeff 0  no classifier: what the GAN draws by itself
   dose50     and dose75, 90, 95, 100: equally many images, of which that share of each bird is in its usual place
 
-With --unseen landbird it sees waterbirds on water alone. What the scorers of water miss in fakes is told by two GANs
-without a classifier, one of all birds on land and one of all on water. Writes waterbirds_<data set>.md, .json and .png;
-stopped, the same command goes on.
+With --unseen landbird it sees waterbirds on water alone, and land is what comes out. What the scorers of water miss in
+fakes is told by two GANs without a classifier, one of all birds on land and one of all on water. Writes
+waterbirds_<data set>.md, .json and .png; stopped, the same command goes on.
 """
 
 import json
@@ -72,6 +72,10 @@ SCALES = {"small": {"dataset": "waterbirds32", "num": 500,
                     "all": f"{SMALL} {HARDER} --unseen_share 0.2 --num_steps 1500 --sample_every 500"},
           "paper": {"dataset": "waterbirds", "num": 1000, "classifier": "--arch resnet18 --eps 0.5 --steps 2",
                     "all": ""}}
+# with landbirds unseen, among waterbirds on water, it is land that comes out
+OTHER = "{} of landbirds"  # an arm in that direction
+EXPECTED = (*ORDER, *(tuple(OTHER.format(arm) for arm in ((arms,) if isinstance(arms, str) else arms))
+                      for arms in reversed(ORDER)))
 DIRECTIONS = {"waterbird": "land", "landbird": "water"}  # the unseen class, and the place of the seen one
 METRICS = ("recognition", "adversarial_gap", "presence", "precision_recall_density_coverage", "vendi")
 TEXT = ("Share of {num} fakes with water, corrected for the scorer's errors on real images of that class: by a scorer "
@@ -141,7 +145,8 @@ def plan(flags, classifiers, said):
             own += ("--C_coeff", "0") if arm == NONE else ()
             runs = tuple(make_run(f"{arm.replace(' ', '_')}_wo_{unseen}", product, DIRECTIONS[unseen], seed, own,
                                   measurement, known) for seed in range(flags.seeds))
-            rows.append(Row(unseen, (arm, said.get(arm, "")), arm, runs))
+            key = arm if unseen == "waterbird" else OTHER.format(arm)
+            rows.append(Row(unseen, (arm, said.get(arm, "")), key, runs))
     return rows
 
 
@@ -192,7 +197,7 @@ def main():
     rows = plan(flags, classifiers, said)
     experiment = Experiment(
         f"waterbirds_{dataset}", "experiments.waterbirds", f"Waterbirds at {DATASETS[dataset].resolution} pixels", TEXT,
-        columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": ORDER})
+        columns_of("waterbird"), heads=("classifier", "follows place"), expected={"water": EXPECTED})
     carry_out(experiment, rows, flags, protocol, list(real_ones(flags)), gpus=int(flags.scale == "paper"))
 
 

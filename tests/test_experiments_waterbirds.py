@@ -15,7 +15,19 @@ import train
 from classifiers import FrozenClassifier, build
 from classifiers.files import save_classifier
 from datasets.attributes import Attribute, write_attributes
-from experiments.waterbirds import ARMS, DOSES, NONE, ORDER, SCALES, classifiers_of, following, plan, real_ones
+from experiments.table import Column, Experiment, order_sentences
+from experiments.waterbirds import (
+    ARMS,
+    DOSES,
+    EXPECTED,
+    NONE,
+    ORDER,
+    SCALES,
+    classifiers_of,
+    following,
+    plan,
+    real_ones,
+)
 from methods import load_run
 from sampler import make_sampler
 from utils import ROOT
@@ -32,7 +44,7 @@ def test_runs_of_the_arms_differ_in_classifier_and_seed_alone(tmp_path):
     assert [row.labels for row in rows if row.group == "waterbird"] == [
         (arm, "40 %" if arm == "dro" else "") for arm in [*ARMS, NONE]]
     for group, place, label in (("waterbird", "land", 1), ("landbird", "water", 0)):
-        configs = {(row.key, run.config["seed"]): dict(run.config) for row in rows if row.group == group
+        configs = {(row.labels[0], run.config["seed"]): dict(run.config) for row in rows if row.group == group
                    for run in row.runs}
         assert set(configs) == {(arm, seed) for arm in [*ARMS, NONE] for seed in (0, 1)}
         for (arm, seed), config in configs.items():
@@ -67,6 +79,15 @@ def test_the_expected_order_has_every_row():
     assert sorted(named) == sorted([*ARMS, *DOSES, NONE])
     places = [next(i for i, keys in enumerate(ORDER) if name in keys) for name in DOSES]
     assert places == sorted(set(places))
+
+
+def test_the_other_direction_is_expected_the_other_way(tmp_path):
+    flags = flags_of(tmp_path, arms=["place", "balanced"], unseen=["landbird"])
+    rows = plan(flags, classifiers_of(flags, [*ARMS, "evaluator"]), {})
+    experiment = Experiment("", "", "", "", {"water": Column("water", "presence")}, groups="Unseen",
+                            heads=("classifier", "follows place"), expected={"water": EXPECTED})
+    water = [{"water": {"value": value, "low": value, "high": value}} for value in (0.0, 1.0)]
+    assert order_sentences(experiment, rows, water) == [] and len(order_sentences(experiment, rows, water[::-1])) == 1
 
 
 def test_following_is_of_the_place_in_every_arm():
