@@ -90,7 +90,7 @@ def test_the_cards_tell_the_truth(request, shared_file, tmp_path, folder):
     prepare(folder, tmp_path, source=source)
     for file in [file for file in FILES if file.stem.startswith(folder)]:
         images, labels = load_split(dataset, tmp_path, card_of(file).get("test", "test"))
-        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:500]
+        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))[:1000]
         check = check_classifier(load_classifier(file), images[rows], labels[rows], dataset)
         assert check.problems == []
-        assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.05)
+        assert check.accuracy == pytest.approx(card_of(file)["clean_accuracy"]["overall"], abs=0.035)
