@@ -43,6 +43,15 @@ def wasserstein(d_u_real, d_u_fake):
     return d_u_fake.mean() - d_u_real.mean()
 
 
+def levelled(d_u_fake, seen):
+    """D_u (B,) of fakes, where those of y* below the mean of the seen classes' (seen (B,) is 1) are lifted to it.
+
+    In eq. (3), D is then not taught to tell y* from the others, which is what diluting it is for: the mean of a batch
+    that holds a few fakes of y* still moves D against them once it knows the class. Not part of ProbeGAN.
+    """
+    return torch.where(seen > 0, d_u_fake, torch.maximum(d_u_fake, mean_over(d_u_fake, seen)))
+
+
 def wasserstein_generator(d_u, weights, total=None):
     """Eq. (3), G: -E D_u(G(z, y)) over all classes, rows weighted by `weights` (B,)."""
     return mean_over(-d_u, weights, total)

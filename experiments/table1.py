@@ -45,6 +45,7 @@ VARIANTS = {
     "R1 penalty": "--penalty r1", "zero-centred penalty": "--penalty zero", "balanced classes": "--balanced_y",
     "WGAN-GP's penalty": "--penalty wgan-gp --gp_coeff 10", "classes as they come": "--no-balanced_y",
     "classifier unbounded": "--C_bound 0 --C_bound_new 0", "no spread term": "--spread_coeff 0",
+    "D_u learns y* apart": "--no-level_unseen",
     "diversity term": "--diversity_coeff 1", "k = 2": "", "k = 3": "",
 }
 # intra-FD: the paper's Table 1, where NAIVE on a robust classifier goes before ProbeGAN on a regular one

@@ -29,6 +29,8 @@ class ProbeGANSettings(Settings):
     mask_real_by_fake: bool = setting(True, "drop real rows whose fake partner is of y* from the hinge of D_c")
     G_new_coeff: float = setting(1.0, "weight of the rows of y* in G's loss from D_u; 1 is off", least=0)
     D_tilemix_ngrid: int = setting(1, "shuffle an n x n grid of tiles across the batch before D_u; 1 is off", least=1)
+    level_unseen: bool = setting(False, "D_u learns to tell fakes of y* no better than those of seen classes, by their "
+                                 "mean among the rows of one process; not the paper's")
     diversity_coeff: float = setting(0.0, "weight of the differences between fakes of y*; not the paper's; 0 is off",
                                      least=0)
     C_bound: float = setting(0.0, "most that the classifier may pull at a fake of a seen class, as a share of D's own "
@@ -75,6 +77,9 @@ def discriminator_loss(G, D, images, y_real, fakes, task, config, conditional=di
         if own.D_tilemix_ngrid > 1:
             fake, real = (losses.tile_mix(images, own.D_tilemix_ngrid) for images in (fake, real))
             d_u = D(torch.cat((fake, real)))[1]
+        if own.level_unseen:
+            of_fakes, of_reals = d_u.split(len(images))
+            d_u = torch.cat((losses.levelled(of_fakes, fakes.seen), of_reals))
         total, terms = critic_loss(D, d_u, fake, real, config)  # eq. (3)
     of_head, head_terms = conditional(*d_c.split(len(images)), y_real, fakes, task, own)
     return total + of_head, terms | head_terms

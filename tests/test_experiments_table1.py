@@ -191,7 +191,8 @@ def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypa
         "class weight rising": {"C_coeff": 0.1, "C_coeff_end": 1.0}, "class weight falling": {"C_coeff_end": 0.1},
         "R1 penalty": {"penalty": "r1"}, "WGAN-GP's penalty": {"penalty": "wgan-gp", "gp_coeff": 10.0},
         "classes as they come": {"balanced_y": False}, "classifier unbounded": {"C_bound": 0.0, "C_bound_new": 0.0},
-        "no spread term": {"spread_coeff": 0.0}, "diversity term": {"diversity_coeff": 1.0},
+        "no spread term": {"spread_coeff": 0.0}, "D_u learns y* apart": {"level_unseen": False},
+        "diversity term": {"diversity_coeff": 1.0},
         "k = 2": {"new_class": [0, 9]}, "k = 3": {"new_class": [0, 1, 9]}}
     assert {row.labels[1] for row in rows} == {"robust"} and {row.group for row in rows} == {"9"}
 

@@ -66,8 +66,8 @@ def steps(world, name, launcher, **changes):
 
 
 @pytest.mark.parametrize("changes", [
-    # the spread of a class is that of one process's rows
-    {"D2_reg_coeff": 0.0, "C_new_coeff": 2.0, "G_new_coeff": 3.0, "spread_coeff": 0.0},
+    # the spread of a class, and the level of the seen ones, are those of one process's rows
+    {"D2_reg_coeff": 0.0, "C_new_coeff": 2.0, "G_new_coeff": 3.0, "spread_coeff": 0.0, "level_unseen": False},
     {"method": "naive", "num_D_accumulations": 2, "num_G_accumulations": 3, "augment": "flip_crop"},
 ], ids=["probegan", "naive, accumulated"])
 def test_two_processes_take_the_steps_of_one(world, changes):

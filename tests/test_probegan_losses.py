@@ -44,6 +44,17 @@ def test_wasserstein_by_hand():
     assert losses.wasserstein_generator(tensor(2.0, 4.0), tensor(1.0, 3.0)).item() == pytest.approx(-14 / 4)
 
 
+def test_a_fake_of_the_unseen_class_counts_as_no_less_real_than_the_seen_ones():
+    """Rows 0 and 1 are seen, of mean 2; row 2 is below it, row 3 above."""
+    d_u = tensor(1.0, 3.0, -5.0, 7.0).requires_grad_()
+    found = losses.levelled(d_u, tensor(1.0, 1.0, 0.0, 0.0))
+    assert found.tolist() == [1, 3, 2, 7]
+    found.mean().backward()
+    # the seen rows take the part of row 2, so that an offset of all outputs gains D nothing
+    assert d_u.grad.tolist() == pytest.approx([0.375, 0.375, 0, 0.25])
+    assert losses.levelled(d_u, torch.ones(4)).tolist() == d_u.tolist()
+
+
 def test_gradient_penalty_of_a_linear_function_is_its_norm_minus_one_squared():
     w = torch.randn(2, 4, 4, dtype=torch.float64).requires_grad_()
     x_hat = torch.randn(5, 2, 4, 4, dtype=torch.float64, requires_grad=True)

@@ -268,8 +268,8 @@ def test_a_recorded_iteration_computes_what_an_eager_one_does(world, changes):
 
 
 # what keeps an unseen class varied, and a share of its own for it
-VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "unseen_share": 0.2, "balanced_y": False,
-          "penalty": "zero", "gp_every": 2, "num_D_steps": 2, "one_G_pass": True}
+VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "level_unseen": True, "unseen_share": 0.2,
+          "balanced_y": False, "penalty": "zero", "gp_every": 2, "num_D_steps": 2, "one_G_pass": True}
 
 
 @pytest.mark.parametrize("changes", [
