@@ -40,7 +40,8 @@ SCALES = {
                "paper": {"num": 5000, "all": ""}},
 }
 VARIANTS = {
-    "no DiffAugment": "--diffaug", "DiffAugment colour, translation, cutout": "--diffaug color translation cutout",
+    "no DiffAugment": "--diffaug", "DiffAugment translation": "--diffaug translation",
+    "DiffAugment colour, translation, cutout": "--diffaug color translation cutout",
     "class weight rising": "--C_coeff 0.1 --C_coeff_end 1", "class weight falling": "--C_coeff 1 --C_coeff_end 0.1",
     "R1 penalty": "--penalty r1", "zero-centred penalty": "--penalty zero", "balanced classes": "--balanced_y",
     "WGAN-GP's penalty": "--penalty wgan-gp --gp_coeff 10", "classes as they come": "--no-balanced_y",

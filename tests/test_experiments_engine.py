@@ -133,7 +133,7 @@ def test_a_run_from_before_methods_had_their_own_settings_goes_on(programs):
     (run.path / "config.json").write_text(json.dumps({**run.config, "precision": "bf16", "AM_lr": 0.05}))
     engine.require_same(run)
     (run.path / "config.json").write_text(json.dumps({**run.config, "prob_clip": 0.5, "num_steps": 3}))
-    with pytest.raises(UserError, match="prob_clip was 0.5, is 1.0; num_steps was 3, is 750.; give another"):
+    with pytest.raises(UserError, match="prob_clip was 0.5, is 1.0; num_steps was 3, is 1000.; give another"):
         engine.require_same(run)
 
 

@@ -186,7 +186,7 @@ def test_a_variant_is_probegan_with_one_option_changed(world, tmp_path, monkeypa
     changed = {row.labels[0].removeprefix("ProbeGAN, "): {
         key: value for key, value in row.runs[0].config.items() if value != base.runs[0].config[key]} for row in rows}
     assert changed == {
-        "no DiffAugment": {"diffaug": []},
+        "DiffAugment translation": {"diffaug": ["translation"]},
         "DiffAugment colour, translation, cutout": {"diffaug": ["color", "translation", "cutout"]},
         "class weight rising": {"C_coeff": 0.1, "C_coeff_end": 1.0}, "class weight falling": {"C_coeff_end": 0.1},
         "R1 penalty": {"penalty": "r1"}, "WGAN-GP's penalty": {"penalty": "wgan-gp", "gp_coeff": 10.0},
