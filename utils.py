@@ -98,8 +98,7 @@ _WATERBIRDS = {"G_ch": 96, "D_ch": 96, "num_D_steps": 2, "G_lr": 5e-5, "D_lr": 2
 DATASETS = {
     "C10": DatasetSpec(
         "cifar10", 32, 3,
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        mirror=True),
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), mirror=True),
     "MNIST": DatasetSpec("mnist", 32, 1, tuple("0123456789"), {**_SMALL, "num_steps": 2000}),
     "digits": DatasetSpec("digits", 16, 1, tuple("0123456789"), _SMALL),
     # made by experiments/hue.py

@@ -170,7 +170,7 @@ def test_an_unseen_class_is_masked(class_loss, labelling):
 def probe(class_loss="am", **changes):
     """Networks of ProbeGAN with the paper's terms alone."""
     return Nets(settings(method="probegan_labels", class_loss=class_loss, C_bound=0.0, C_bound_new=0.0,
-                         spread_coeff=0.0, **changes))
+                         spread_coeff=0.0, level_unseen=False, **changes))
 
 
 def test_probegan_with_class_logits_against_its_parts():
