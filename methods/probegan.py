@@ -41,13 +41,17 @@ class ProbeGANSettings(Settings):
 
 
 def check(config):
-    """Raise UserError where the tiles do not fit the images, or one bound is given without the other."""
+    """Raise UserError where the tiles do not fit the images or mix what is to be levelled, or one bound is given
+    without the other."""
     own = config.own
     if (own.C_bound > 0) != (own.C_bound_new > 0):
         raise UserError(f"--C_bound is {own.C_bound} and --C_bound_new {own.C_bound_new}; give both, or neither.")
-    n, side = config.own.D_tilemix_ngrid, DATASETS[config.dataset].resolution
+    n, side = own.D_tilemix_ngrid, DATASETS[config.dataset].resolution
     if side % n:
         raise UserError(f"--D_tilemix_ngrid {n} does not divide {side} pixels.")
+    if n > 1 and own.level_unseen:
+        raise UserError(f"--D_tilemix_ngrid {n} mixes the classes within an image, so that none is of y* alone, as "
+                        "--level_unseen asks; add --no-level_unseen.")
 
 
 def discriminator_hinge(fake, real, y_real, fakes, task, own):

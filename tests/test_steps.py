@@ -179,9 +179,10 @@ class NoSynchronisation(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-ALL_OPTIONS = settings(D_tilemix_ngrid=2, prob_clip=0.9, C_new_coeff=2.0, G_new_coeff=3.0, level_unseen=True,
+ALL_OPTIONS = settings(D_tilemix_ngrid=2, prob_clip=0.9, C_new_coeff=2.0, G_new_coeff=3.0,
                        diffaug=("color", "translation", "cutout"), penalty="zero", diversity_coeff=1.0, balanced_y=True)
-EVERY_STEP = [settings(), *(settings(method=method) for method in ("naive", "biggan", "degan")), ALL_OPTIONS]
+EVERY_STEP = [settings(), *(settings(method=method) for method in ("naive", "biggan", "degan")), ALL_OPTIONS,
+              settings(level_unseen=True)]
 
 
 @pytest.mark.parametrize("config", EVERY_STEP)
@@ -461,6 +462,7 @@ def test_the_penalty_is_left_out_where_its_weight_is_zero():
 
 @pytest.mark.parametrize("changes, words", [
     ({"C_bound": 0.5}, "--C_bound is 0.5 and --C_bound_new 0.0; give both, or neither"),
+    ({"D_tilemix_ngrid": 2, "level_unseen": True}, "--D_tilemix_ngrid 2 mixes the classes within an image"),
     ({"gp_every": 3}, "--gp_every 3 does not divide --num_D_steps 4"),
     ({"spread_coeff": -1.0}, "--spread_coeff is -1.0; it must not be negative"),
 ])

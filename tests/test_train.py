@@ -267,6 +267,7 @@ def test_a_recorded_iteration_computes_what_an_eager_one_does(world, changes):
     assert_same_state(eager.terms, recorded.terms)
 
 
+TILED = {"D_tilemix_ngrid": 4, "level_unseen": False}
 # what keeps an unseen class varied, and a share of its own for it
 VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "level_unseen": True, "unseen_share": 0.2,
           "balanced_y": False, "penalty": "zero", "gp_every": 2, "num_D_steps": 2, "one_G_pass": True}
@@ -274,7 +275,7 @@ VARIED = {"C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0, "level_unseen
 
 @pytest.mark.parametrize("changes", [
     {}, VARIED, {"oracle": True}, {"method": "naive"}, {"method": "biggan"}, {"method": "degan"}, {"penalty": "r1"},
-    {"D_tilemix_ngrid": 4, "diffaug": ("color", "translation", "cutout")}, {"method": "probegan_labels"},
+    {**TILED, "diffaug": ("color", "translation", "cutout")}, {"method": "probegan_labels"},
     {"diversity_coeff": 1.0, "prob_clip": 0.5}, {"method": "labelled", "class_loss": "acgan_plus"},
     {"method": "labelled", "labelling": "dynamic"},
 ])
@@ -293,7 +294,7 @@ def test_a_wait_is_noted(waits):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"method": "naive"}, {"D_tilemix_ngrid": 4}, VARIED,
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"method": "naive"}, TILED, VARIED,
                                      {"method": "labelled", "labelling": "dynamic"}])
 def test_a_cuda_graph_computes_what_eager_steps_do(world, changes, capsys):
     runs = {}
@@ -316,7 +317,7 @@ def test_several_unseen_classes(world):
 
 
 @pytest.mark.parametrize("changes", [
-    {"method": "naive"}, {"oracle": True}, {"D_tilemix_ngrid": 4}, {"num_D_accumulations": 2, "one_G_pass": True},
+    {"method": "naive"}, {"oracle": True}, TILED, {"num_D_accumulations": 2, "one_G_pass": True},
     {"diffaug": ("color", "translation", "cutout")},
     {"precision": "bf16"}, {"hier": False}, {"D2_reg_coeff": 0.0}, {"augment": "flip_crop"}, {"prob_clip": 0.5},
     {"G_attn": "16", "D_attn": "8", "G_ch": 2, "D_ch": 2}, {"init": "ortho"}, {"init": "xavier"},
