@@ -151,6 +151,8 @@ class Optimisation:
     adam_eps: float = setting(1e-8, "Adam's epsilon", above=0)
     ema_decay: float = setting(0.9999, "decay of the moving average of G that is sampled", least=0, below=1)
     ema_start: int = setting(1000, "G step from which the average is kept; a copy of G before", least=0)
+    ema_rampup: float = setting(0.0, "the average reaches back over this share of the steps so far at most, as in "
+                                "StyleGAN2-ADA; not the paper's; 0 is no bound", least=0)
 
 
 @dataclass(frozen=True)

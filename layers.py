@@ -1,4 +1,5 @@
-"""Building blocks of BigGAN (Brock et al., ICLR 2019): spectral norm, batch norms, attention, residual blocks.
+"""Building blocks of BigGAN (Brock et al., ICLR 2019): spectral norm, batch norms, attention, residual blocks;
+the moving average of weights, and DiffAugment.
 
 State-dict keys follow BigGAN-PyTorch, so that its checkpoints and ProbeGAN's load.
 """
@@ -298,6 +299,28 @@ def init_weights(network, init):
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             draw(module.weight)
+
+
+class EMA:
+    """Exponential moving average of a network's parameters and buffers (BigGAN, appendix C).
+
+    Until `start` steps have been taken the average is a plain copy. rampup: the steps that it reaches back over,
+    1 / (1 - decay), are at most this share of those taken (StyleGAN2-ADA); 0: no such bound.
+    """
+
+    def __init__(self, source, target, decay, start, rampup=0.0):
+        self.decay, self.start, self.rampup = decay, start, rampup
+        # the counts of batches that some norms keep have no average
+        self.target, self.source = ([value for value in network.state_dict().values() if value.is_floating_point()]
+                                    for network in (target, source))
+
+    @torch.no_grad()
+    def update(self, step):
+        """Move the average towards the source; call once after G's optimiser step number `step`."""
+        new = 1.0 - self.decay if step >= self.start else 1.0
+        if self.rampup:
+            new = min(1.0, max(new, 1 / (self.rampup * step)))
+        torch._foreach_lerp_(self.target, self.source, new)
 
 
 # ------------------------------------------------------------------------- differentiable augmentation

@@ -15,10 +15,10 @@ from datasets import ImageStream, leave_out, open_source
 from datasets.absence import starting_weights, statement, test_source
 from datasets.sources import sample_sha256
 from files import cache_folder
-from layers import synchronise_batch_norms
+from layers import EMA, synchronise_batch_norms
 from machine import autocast, choose_precision
 from step import discriminator_step, draw_fakes, generator_step, make_task
-from utils import EMA, UserError
+from utils import UserError
 
 
 class Judge:
@@ -248,7 +248,7 @@ class GAN(Training):
             network.to(device, memory_format=torch.channels_last)
         synchronise_batch_norms(self.G)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
-        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
+        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start, config.ema_rampup)
         self.G_optim = make_adam(self.G, config.G_lr, config)
         self.D_optim = make_adam(self.D, config.D_lr, config)
         self.run_iteration = recorded(self.iterate, device, config)

@@ -55,11 +55,10 @@ from datasets.attributes import (
     parse_only,
     require_classes,
 )
-from layers import shift
+from layers import EMA, shift
 from machine import autocast, choose_precision, tune
 from utils import (
     DATASETS,
-    EMA,
     UserError,
     choose_device,
     find_dataset,

@@ -16,12 +16,12 @@ import probegan_losses as losses
 from config import setting
 from feature_networks import WAYS, FeatureDiscriminator, make_drawer
 from features import Bank, FeatureSpace, draw_targets, kept_features, require_linear
-from layers import diff_augment
+from layers import EMA, diff_augment
 from machine import autocast
 from methods.registry import Method, Row, Settings
 from step import descend, frozen_weights
 from training import Training, make_adam, recorded
-from utils import EMA, UserError, seeded_latents, to_unit_range
+from utils import UserError, seeded_latents, to_unit_range
 
 ENFORCERS = ("head", "projection", "classifier")
 KEPT = 50  # held-out images a class that a checkpoint keeps, to draw from without the data
@@ -92,7 +92,7 @@ class FeatureTraining(Training):
         for network in (self.G, self.D):
             network.to(device, memory_format=torch.channels_last)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
-        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start)
+        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start, config.ema_rampup)
         self.G_optim, self.D_optim = make_adam(self.G, config.G_lr, config), make_adam(self.D, config.D_lr, config)
         self.run_iteration = recorded(self.iterate, device, config)
         if state is not None:

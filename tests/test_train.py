@@ -19,6 +19,7 @@ import files
 import utils
 from classifiers import build
 from config import Config, located
+from layers import EMA
 from methods import make_config, read_config
 from methods import start as start_run
 from metrics.selection import Selection
@@ -137,7 +138,7 @@ def test_drawing_grids_changes_nothing_in_the_run(world, tmp_path):
 
 
 def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
-    run = training(world, ema_start=3, ema_decay=0.9)
+    run = training(world, ema_start=3, ema_decay=0.9, ema_rampup=0.0)
     for _ in range(2):
         run.advance()
         assert all(torch.equal(a, b) for a, b in zip(run.G_ema.parameters(), run.G.parameters(), strict=True))
@@ -145,6 +146,19 @@ def test_the_average_is_a_copy_until_it_starts_and_then_lags(world):
     run.advance()
     for average, old, new in zip(run.G_ema.parameters(), before, run.G.parameters(), strict=True):
         assert torch.allclose(average, 0.9 * old + 0.1 * new, atol=1e-7)
+
+
+def test_the_average_reaches_back_over_a_share_of_the_steps():
+    source, target = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    average = EMA(source, target, 0.9, 0, rampup=0.2)
+    shares = []
+    for step in range(1, 101):
+        torch.nn.init.ones_(source.weight)
+        torch.nn.init.zeros_(target.weight)
+        average.update(step)
+        shares.append(target.weight.item())  # of the new value
+    expected = [1.0] * 5 + [5 / step for step in range(6, 51)] + [0.1] * 50  # from 50 steps on a fifth is ten and more
+    assert shares == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
