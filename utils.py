@@ -89,7 +89,7 @@ class DatasetSpec:
 
 # for small grey images and short runs, by results/variety_findings.md; voices differ by results/sound_findings.md
 _SMALL = {"G_ch": 12, "D_ch": 12, "num_steps": 1000, "num_D_steps": 2, "G_lr": 5e-4, "D_lr": 1e-3, "init": "ortho",
-          "ema_decay": 0.995, "ema_start": 0, "ema_rampup": 0.2, "balanced_y": True, "one_G_pass": True,
+          "ema_decay": 0.998, "ema_start": 0, "ema_rampup": 0.4, "balanced_y": True, "one_G_pass": True,
           "penalty": "zero", "gp_coeff": 1.0, "gp_every": 2, "C_bound": 0.5, "C_bound_new": 1.0, "spread_coeff": 2.0,
           "level_unseen": True}
 # the release's, scripts/launch_waterbird_zerogan.sh; its D has no attention at 64 pixels, where it has no such layer
