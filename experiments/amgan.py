@@ -35,8 +35,7 @@ from utils import DATASETS, ROOT, choose_device, class_label, run_main
 AUTHORS = "--networks dcgan --G_ch 96 --D_ch 64 --dim_z 100 --batch_size 100 --num_D_steps 1 --beta1 0.5 --G_lr 4e-4 " \
           "--D_lr 8e-4 --num_steps 1000000 --ema_decay 0 --ema_start 0 --diffaug --no-balanced_y --gp_every 1 " \
           "--save_every 10000"
-MNIST = "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 1200 --diffaug translation --ema_decay 0.98 --ema_start 50 " \
-        "--ema_rampup 0 --save_every 400 --sample_every 1200"
+MNIST = "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 1200 --diffaug translation --save_every 400 --sample_every 1200"
 C10 = f"{SMALL} --balanced_y --num_steps 5000 --sample_every 5000"
 SCALES = {
     "MNIST": {"small": {"num": 200, "labelled": MNIST, "probegan": f"{MNIST} --no-level_unseen"},
