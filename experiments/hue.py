@@ -6,8 +6,9 @@
 Every image of the set is given a random hue, independent of its class, and of one luminance; the probed classifier is
 of grey images and sees luminance alone. So the hue of a drawn y* comes from D, which has it from the seen classes:
 class dilution carries it over where it does its work. Measured over 12 bins as the total variation to the seen classes'
-real images, of hue, and for comparison of thickness and slant, in which classes differ by nature. Known answers:
-ProbeGAN's y* is within 0.15 in hue, and NAIVE's, whose D sees y* apart, is not.
+real images, of hue, and for comparison of thickness and slant, in which classes differ by nature; and how far an image
+is of one hue, as every real one is. Known answers: ProbeGAN's y* is within 0.15 in hue and at 0.85 or more of one hue,
+and NAIVE's, whose D sees y* apart, is not.
 
 Stopped, the same command goes on. Writes hue.md, hue.json and hue.png into --runs. Exit code 0: the answers are as
 known; 1: one is not. Other flags of train.py hold for both runs.
@@ -55,8 +56,9 @@ from utils import (
 LUMINANCE = 0.45  # of a coloured image, as a share of the grey one's: as bright as blue can be
 SATURATION = 0.6
 BINS, MOST = 12, 0.15  # of the hue circle; the total variation up to which a hue is spread as in the set
+LEAST = 0.85  # of `unity_of`, from which an image has one hue
 IMAGES = {"digits": None, "MNIST": 10_000}  # training images used, at most
-METHODS = {"probegan": True, "naive": False}  # whether the hue is to be spread
+METHODS = {"probegan": True, "naive": False}  # whether the hue is to be spread, and one an image
 COLUMNS = 10
 
 # ------------------------------------------------------------------------------------------ the colours
@@ -76,10 +78,21 @@ def coloured(images, seed):
     return (images * colours(hues)[:, :, None, None]).round().to(torch.uint8)
 
 
+def chroma(images):
+    """Colour of each pixel of (n, 3, ...) without its brightness: (n, ...) complex, whose angle is the hue."""
+    r, g, b = images.double().unbind(1)
+    return torch.complex(r - (g + b) / 2, math.sqrt(3) / 2 * (g - b))
+
+
 def hue_of(images):
     """Hue (n,) in turns, [0, 1), of uint8 images (n, 3, S, S): the direction of the sum of all pixels' colours."""
-    r, g, b = images.double().sum((2, 3)).unbind(1)
-    return torch.atan2(math.sqrt(3) / 2 * (g - b), r - (g + b) / 2) / (2 * math.pi) % 1
+    return chroma(images).sum((1, 2)).angle() / (2 * math.pi) % 1
+
+
+def unity_of(images):
+    """How far uint8 images (n, 3, S, S) are of one hue (n,): 1 where all pixels have the same, 0 where they cancel."""
+    pixels = chroma(images)
+    return pixels.sum((1, 2)).abs() / pixels.abs().sum((1, 2)).clamp(min=1e-9)
 
 
 def thickness_of(images):
@@ -97,6 +110,7 @@ def slant_of(images):
 
 
 MEASURES = {"hue": hue_of, "thickness": thickness_of, "slant": slant_of}
+UNITY = "one hue"
 
 
 def edges_of(values, name):
@@ -109,6 +123,12 @@ def total_variation(values, others, edges):
     """Half the sum of absolute differences of the shares in each bin, 0 to 1, of values (n,) and others (m,)."""
     shares = [torch.bucketize(part, edges).bincount(minlength=BINS).double() / len(part) for part in (values, others)]
     return ((shares[0] - shares[1]).abs().sum() / 2).item()
+
+
+def variation(of, images, real, name):
+    """The total variation of a measure `of` on images to that on real ones."""
+    values = of(real)
+    return total_variation(of(images), values, edges_of(values, name))
 
 
 # --------------------------------------------------------------------------------------------- the runs
@@ -130,19 +150,20 @@ def seen_and_own(config):
 
 
 def measure(run, num):
-    """Append to a Run's results.jsonl the total variations of `num` fakes of y* to the seen classes' real images."""
+    """Append to a Run's results.jsonl the total variations of `num` fakes of y* to the seen classes' real images, and
+    the fakes' mean unity."""
     sampler = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"]))
     real, _ = seen_and_own(run.config)
     fakes = draw_fakes(sampler, run.config["new_class"], num, run.config["seed"])
+    found = {("total_variation", name): variation(of, fakes, real, name) for name, of in MEASURES.items()}
+    found["mean", UNITY] = unity_of(fakes).mean().item()
     with (ROOT / run.path / "results.jsonl").open("a") as file:
-        for name, of in MEASURES.items():
-            values = of(real)
-            found = total_variation(of(fakes), values, edges_of(values, name))
-            file.write(json.dumps({"metric": "total_variation", "group": name, "value": found, "n": num}) + "\n")
+        for (metric, name), value in found.items():
+            file.write(json.dumps({"metric": metric, "group": name, "value": value, "n": num}) + "\n")
 
 
 def figures_of(records):
-    """{measure: total variation} of the records that `measure` wrote."""
+    """{measure: value} of the records that `measure` wrote."""
     return {record["group"]: record["value"] for record in records}
 
 
@@ -151,11 +172,13 @@ def report(found):
     lines = [f"# Hue: {found['dataset']}, y* = {found['new_class']}", "",
              f"Each image has a random hue; the classifier sees luminance. Total variation over {BINS} bins between "
              f"{found['num']} fakes of y* and the real images of the seen classes, at the end of each run; up to {MOST}"
-             f" the hue is spread as in the set ({found['chance']:.3f} is what as many draws of the set itself have).",
-             "", "| | hue | thickness | slant | the hue is to be spread | |", "|---|---|---|---|---|---|",
-             "| real images of y* | " + " | ".join(f"{found['real'][name]:.3f}" for name in MEASURES) + " | | |"]
+             f" the hue is spread as in the set ({found['chance']:.3f} is what as many draws of the set itself have). "
+             "One hue: the mean length of the sum of an image's pixels as colours, as a share of the most; from "
+             f"{LEAST} on an image has one.", "",
+             "| | hue | thickness | slant | one hue | spread, and one an image | |", "|---|---|---|---|---|---|---|",
+             "| real images of y* | " + " | ".join(f"{value:.3f}" for value in found["real"].values()) + " | | |"]
     for name, part in found["runs"].items():
-        figures = " | ".join(f"{part['figures'][measure]:.3f}" for measure in MEASURES)
+        figures = " | ".join(f"{part['figures'][measure]:.3f}" for measure in found["real"])
         lines.append(f"| {name} | {figures} | {'yes' if part['known'] else 'no'} | "
                      f"{'holds' if part['holds'] else 'FAILS'} |")
     return "\n".join([*lines, "", f"One run each, seed {found['seed']}: {found['command']}"]) + "\n"
@@ -179,7 +202,8 @@ def experiment(dataset, classifier, words, runs, num):
     refuse_other(ROOT / runs / "settings.json", kept | {"images of SHA-256": fingerprint(*splits["train"])})
     write_coloured(ROOT / runs / "data", spec, splits)
 
-    measurement = Measurement(functools.partial(measure, num=num), figures_of, functools.partial(dict, num=num))
+    measurement = Measurement(functools.partial(measure, num=num), figures_of,
+                              functools.partial(dict, num=num, of=[*MEASURES, UNITY]))
     cases = {}
     for method in METHODS:
         own = (*words, "--method", method)
@@ -196,16 +220,16 @@ def experiment(dataset, classifier, words, runs, num):
     seen, own = seen_and_own(config)
     draw = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num]
     found = {"dataset": dataset, "new_class": spec.classes[y], "num": num, "seed": config["seed"],
-             "chance": total_variation(hue_of(seen[draw]), hue_of(seen), edges_of(hue_of(seen), "hue")),
-             "real": {name: total_variation(of(own), of(seen), edges_of(of(seen), name))
-                      for name, of in MEASURES.items()}, "runs": {}}
+             "chance": variation(hue_of, seen[draw], seen, "hue"),
+             "real": {name: variation(of, own, seen, name) for name, of in MEASURES.items()} |
+                     {UNITY: unity_of(own).mean().item()}, "runs": {}}
     rows = {"real, seen": to_unit_range(seen[draw[:COLUMNS]]), "real y*": to_unit_range(own[:COLUMNS])}
     for method, run in cases.items():
         sampler = make_sampler(load_run(ROOT / run.path), choose_device(config["device"]))
         rows[f"y* by {method}"] = sampler.class_images(y, range(COLUMNS))
         figures = read_state(run)["measured"]["figures"]
-        found["runs"][method] = {"figures": figures, "known": METHODS[method],
-                                 "holds": (figures["hue"] <= MOST) == METHODS[method]}
+        taught = figures["hue"] <= MOST and figures[UNITY] >= LEAST
+        found["runs"][method] = {"figures": figures, "known": METHODS[method], "holds": taught == METHODS[method]}
     save_grid(ROOT / runs / "hue.png", torch.stack(list(rows.values())), list(rows))
     return found
 

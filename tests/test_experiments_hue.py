@@ -17,6 +17,7 @@ from experiments.hue import (
     slant_of,
     thickness_of,
     total_variation,
+    unity_of,
 )
 from utils import UserError
 
@@ -34,6 +35,16 @@ def test_the_hue_of_an_image_is_the_one_it_was_given():
     images = (255 * colours(hues)[:, :, None, None]).expand(-1, -1, 4, 4).round().to(torch.uint8)
     apart = (hue_of(images) - hues).abs()
     assert torch.minimum(apart, 1 - apart).max() < 0.02
+
+
+def test_unity_by_hand():
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    images[0, 0] = 200  # red throughout
+    images[1, 0, 0], images[1, 1, 1] = 200, 200  # half red, half green: a third of a turn apart
+    images[2, 0, 0, 0], images[2, 1, 0, 1], images[2, 2, 1, 0] = 200, 200, 200  # red, green, blue cancel
+    images[3, 0, 0, 0], images[3, 0, 1, 1] = 240, 20  # red, bright and dark
+    assert unity_of(images).tolist() == pytest.approx([1, 0.5, 0, 1], abs=1e-6)
+    assert unity_of(coloured(torch.full((50, 1, 4, 4), 200, dtype=torch.uint8), seed=0)).min() > 0.999
 
 
 def test_hues_are_drawn_for_each_image_whatever_its_class():
@@ -77,6 +88,7 @@ def test_the_whole_in_little_writes_its_files_and_goes_on(noise_world, tmp_path,
         assert ended.value.code in (0, 1)
     found = json.loads((runs / "hue.json").read_text())
     assert set(found["runs"]) == {"probegan", "naive"} and 0 <= found["runs"]["naive"]["figures"]["hue"] <= 1
+    assert 0 <= found["runs"]["naive"]["figures"]["one hue"] <= 1 < 1.01 * found["real"]["one hue"]
     assert found["chance"] < 0.3 and (runs / "hue.png").is_file()
     assert "real images of y*" in (runs / "hue.md").read_text()
 
