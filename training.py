@@ -217,6 +217,12 @@ def make_adam(network, lr, config):
                             capturable=parameters[0].device.type == "cuda")
 
 
+def make_average(G, config):
+    """(a copy of G to draw from, the EMA that moves it) with a Config's decay, start and ramp."""
+    G_ema = copy.deepcopy(G).requires_grad_(False)
+    return G_ema, EMA(G, G_ema, config.ema_decay, config.ema_start, config.ema_rampup)
+
+
 def C_coeff_at(step, config):
     """lambda_g of eq. (1) after `step` G steps: a line from C_coeff to C_coeff_end, where that is given."""
     if config.C_coeff_end < 0:
@@ -247,8 +253,7 @@ class GAN(Training):
         for network in (self.G, self.D):
             network.to(device, memory_format=torch.channels_last)
         synchronise_batch_norms(self.G)
-        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
-        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start, config.ema_rampup)
+        self.G_ema, self.ema = make_average(self.G, config)
         self.G_optim = make_adam(self.G, config.G_lr, config)
         self.D_optim = make_adam(self.D, config.D_lr, config)
         self.run_iteration = recorded(self.iterate, device, config)

@@ -125,10 +125,15 @@ def total_variation(values, others, edges):
     return ((shares[0] - shares[1]).abs().sum() / 2).item()
 
 
-def variation(of, images, real, name):
-    """The total variation of a measure `of` on images to that on real ones."""
-    values = of(real)
-    return total_variation(of(images), values, edges_of(values, name))
+def variation(name, images, real):
+    """The total variation of one of MEASURES on images to that on real ones."""
+    values, found = (MEASURES[name](part) for part in (real, images))
+    return total_variation(found, values, edges_of(values, name))
+
+
+def compared(images, real):
+    """{measure: total variation} of images to real ones, and the images' mean unity."""
+    return {name: variation(name, images, real) for name in MEASURES} | {UNITY: unity_of(images).mean().item()}
 
 
 # --------------------------------------------------------------------------------------------- the runs
@@ -155,10 +160,9 @@ def measure(run, num):
     sampler = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"]))
     real, _ = seen_and_own(run.config)
     fakes = draw_fakes(sampler, run.config["new_class"], num, run.config["seed"])
-    found = {("total_variation", name): variation(of, fakes, real, name) for name, of in MEASURES.items()}
-    found["mean", UNITY] = unity_of(fakes).mean().item()
     with (ROOT / run.path / "results.jsonl").open("a") as file:
-        for (metric, name), value in found.items():
+        for name, value in compared(fakes, real).items():
+            metric = "total_variation" if name in MEASURES else "mean"
             file.write(json.dumps({"metric": metric, "group": name, "value": value, "n": num}) + "\n")
 
 
@@ -220,9 +224,7 @@ def experiment(dataset, classifier, words, runs, num):
     seen, own = seen_and_own(config)
     draw = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num]
     found = {"dataset": dataset, "new_class": spec.classes[y], "num": num, "seed": config["seed"],
-             "chance": variation(hue_of, seen[draw], seen, "hue"),
-             "real": {name: variation(of, own, seen, name) for name, of in MEASURES.items()} |
-                     {UNITY: unity_of(own).mean().item()}, "runs": {}}
+             "chance": variation("hue", seen[draw], seen), "real": compared(own, seen), "runs": {}}
     rows = {"real, seen": to_unit_range(seen[draw[:COLUMNS]]), "real y*": to_unit_range(own[:COLUMNS])}
     for method, run in cases.items():
         sampler = make_sampler(load_run(ROOT / run.path), choose_device(config["device"]))

@@ -6,7 +6,6 @@ fake), with what later work found: f in every block and in a projection, and the
 gradient may be used.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +15,11 @@ import probegan_losses as losses
 from config import setting
 from feature_networks import WAYS, FeatureDiscriminator, make_drawer
 from features import Bank, FeatureSpace, draw_targets, kept_features, require_linear
-from layers import EMA, diff_augment
+from layers import diff_augment
 from machine import autocast
 from methods.registry import Method, Row, Settings
 from step import descend, frozen_weights
-from training import Training, make_adam, recorded
+from training import Training, make_adam, make_average, recorded
 from utils import UserError, seeded_latents, to_unit_range
 
 ENFORCERS = ("head", "projection", "classifier")
@@ -91,8 +90,7 @@ class FeatureTraining(Training):
                                       attention=config.D_attn, init=config.init, SN_eps=config.SN_eps)
         for network in (self.G, self.D):
             network.to(device, memory_format=torch.channels_last)
-        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
-        self.ema = EMA(self.G, self.G_ema, config.ema_decay, config.ema_start, config.ema_rampup)
+        self.G_ema, self.ema = make_average(self.G, config)
         self.G_optim, self.D_optim = make_adam(self.G, config.G_lr, config), make_adam(self.D, config.D_lr, config)
         self.run_iteration = recorded(self.iterate, device, config)
         if state is not None:
