@@ -15,7 +15,6 @@ known; 1: one is not. Other flags of train.py hold for both runs.
 """
 
 import functools
-import json
 import math
 import sys
 import time
@@ -40,6 +39,7 @@ from experiments.engine import (
     refuse_words,
 )
 from experiments.marker import MAY_CHANGE, draw_fakes, refuse_other, subset
+from files import append_lines
 from methods import load_run
 from sampler import make_sampler
 from utils import (
@@ -155,36 +155,44 @@ def seen_and_own(config):
 
 
 def measure(run, num):
-    """Append to a Run's results.jsonl the total variations of `num` fakes of y* to the seen classes' real images, and
-    the fakes' mean unity."""
+    """Append to a Run's results.jsonl, for `num` fakes of each class, their total variations to the seen classes' real
+    images and their mean unity."""
     sampler = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"]))
     real, _ = seen_and_own(run.config)
-    fakes = draw_fakes(sampler, run.config["new_class"], num, run.config["seed"])
-    with (ROOT / run.path / "results.jsonl").open("a") as file:
-        for name, value in compared(fakes, real).items():
-            metric = "total_variation" if name in MEASURES else "mean"
-            file.write(json.dumps({"metric": metric, "group": name, "value": value, "n": num}) + "\n")
+    append_lines(ROOT / run.path / "results.jsonl", [
+        {"metric": "total_variation" if name in MEASURES else "mean", "group": name, "class": sampler.classes[y],
+         "value": value, "n": num}
+        for y in sampler.drawn
+        for name, value in compared(draw_fakes(sampler, [y], num, run.config["seed"]), real).items()])
 
 
 def figures_of(records):
-    """{measure: value} of the records that `measure` wrote."""
-    return {record["group"]: record["value"] for record in records}
+    """{class: {measure: value}} of the records that `measure` wrote."""
+    found = {}
+    for record in records:
+        found.setdefault(record["class"], {})[record["group"]] = record["value"]
+    return found
 
 
 def report(found):
     """The findings of hue.json as Markdown."""
     lines = [f"# Hue: {found['dataset']}, y* = {found['new_class']}", "",
              f"Each image has a random hue; the classifier sees luminance. Total variation over {BINS} bins between "
-             f"{found['num']} fakes of y* and the real images of the seen classes, at the end of each run; up to {MOST}"
-             f" the hue is spread as in the set ({found['chance']:.3f} is what as many draws of the set itself have). "
-             "One hue: the mean length of the sum of an image's pixels as colours, as a share of the most; from "
+             f"{found['num']} fakes of a class and the real images of the seen classes, at the end of each run; up to "
+             f"{MOST} the hue is spread as in the set ({found['chance']:.3f} is what as many draws of the set itself "
+             "have). One hue: the mean length of the sum of an image's pixels as colours, as a share of the most; from "
              f"{LEAST} on an image has one.", "",
-             "| | hue | thickness | slant | one hue | spread, and one an image | |", "|---|---|---|---|---|---|---|",
-             "| real images of y* | " + " | ".join(f"{value:.3f}" for value in found["real"].values()) + " | | |"]
+             f"| | {' | '.join(found['real'])} | spread, and one an image | |", "|---" * (len(found["real"]) + 3) + "|"]
+
+    def line(name, figures, *said):
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in figures.values())} | "
+                     f"{' | '.join(said or ('', ''))} |")
+
+    line("real images of y*", found["real"])
     for name, part in found["runs"].items():
-        figures = " | ".join(f"{part['figures'][measure]:.3f}" for measure in found["real"])
-        lines.append(f"| {name} | {figures} | {'yes' if part['known'] else 'no'} | "
-                     f"{'holds' if part['holds'] else 'FAILS'} |")
+        line(f"y* by {name}", part["figures"], "yes" if part["known"] else "no", "holds" if part["holds"] else "FAILS")
+        for label, figures in part["seen"].items():
+            line(f"seen {label} by {name}", figures)
     return "\n".join([*lines, "", f"One run each, seed {found['seed']}: {found['command']}"]) + "\n"
 
 
@@ -207,7 +215,8 @@ def experiment(dataset, classifier, words, runs, num):
     write_coloured(ROOT / runs / "data", spec, splits)
 
     measurement = Measurement(functools.partial(measure, num=num), figures_of,
-                              functools.partial(dict, num=num, of=[*MEASURES, UNITY]))
+                              functools.partial(dict, num=num, of=[*MEASURES, UNITY],
+                                                classes="each"))
     cases = {}
     for method in METHODS:
         own = (*words, "--method", method)
@@ -229,9 +238,11 @@ def experiment(dataset, classifier, words, runs, num):
     for method, run in cases.items():
         sampler = make_sampler(load_run(ROOT / run.path), choose_device(config["device"]))
         rows[f"y* by {method}"] = sampler.class_images(y, range(COLUMNS))
-        figures = read_state(run)["measured"]["figures"]
+        seen_too = dict(read_state(run)["measured"]["figures"])
+        figures = seen_too.pop(spec.classes[y])
         taught = figures["hue"] <= MOST and figures[UNITY] >= LEAST
-        found["runs"][method] = {"figures": figures, "known": METHODS[method], "holds": taught == METHODS[method]}
+        found["runs"][method] = {"figures": figures, "seen": seen_too, "known": METHODS[method],
+                                 "holds": taught == METHODS[method]}
     save_grid(ROOT / runs / "hue.png", torch.stack(list(rows.values())), list(rows))
     return found
 
@@ -241,7 +252,7 @@ def main():
     parser.add_argument("--dataset", required=True, help=f"grey images: {' or '.join(IMAGES)}")
     parser.add_argument("--classifier", default="", help="the grey classifier (default: that of pretrained/)")
     parser.add_argument("--runs", type=Path, help="folder to write (default: runs/hue_<data set>)")
-    parser.add_argument("--num", type=int, default=1000, help="fakes of y* that are measured (default: 1000)")
+    parser.add_argument("--num", type=int, default=1000, help="fakes of each class that are measured (default: 1000)")
     flags, words = parser.parse_known_args()
     if flags.dataset not in IMAGES:
         raise UserError(f"--dataset '{flags.dataset}' is not valid; give one of {', '.join(IMAGES)}.")

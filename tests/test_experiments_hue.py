@@ -89,8 +89,10 @@ def test_the_whole_in_little_writes_its_files_and_goes_on(noise_world, tmp_path,
     found = json.loads((runs / "hue.json").read_text())
     assert set(found["runs"]) == {"probegan", "naive"} and 0 <= found["runs"]["naive"]["figures"]["hue"] <= 1
     assert 0 <= found["runs"]["naive"]["figures"]["one hue"] <= 1 < 1.01 * found["real"]["one hue"]
+    assert set(found["runs"]["probegan"]["seen"]) == set("012345689") and not found["runs"]["naive"]["seen"]
     assert found["chance"] < 0.3 and (runs / "hue.png").is_file()
-    assert "real images of y*" in (runs / "hue.md").read_text()
+    said = (runs / "hue.md").read_text()
+    assert "| real images of y* |" in said and "| y* by naive |" in said and "| seen 3 by probegan |" in said
 
 
 def test_wrong_flags_get_a_sentence(monkeypatch):
