@@ -65,7 +65,7 @@ from utils import (
 # would keep them so: its weight on y* is lowered.
 PAPER = "--penalty wgan-gp --gp_coeff 10 --gp_every 1 --C_bound 0 --C_bound_new 0 --spread_coeff 0 --no-balanced_y " \
         "--no-level_unseen --diffaug translation --ema_decay 0.98 --ema_start 50 --ema_rampup 0"
-QUICK = {"digits": f"--G_ch 8 --D_ch 8 --num_steps 250 --G_lr 1e-3 {PAPER}",
+QUICK = {"digits": f"--G_ch 8 --D_ch 8 --batch_size 64 --num_steps 250 --G_lr 1e-3 {PAPER}",
          "MNIST": "--G_ch 8 --D_ch 8 --batch_size 16 --num_steps 600 --num_D_steps 1 --G_lr 2e-3 --D_lr 2e-3 "
                   f"--G_new_coeff 0.02 {PAPER}"}
 QUICK_IMAGES = 10_000
