@@ -8,6 +8,7 @@ The same command may run in several processes at once: each takes what no other 
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -97,8 +98,12 @@ class Product:
 
     @property
     def about(self):
-        """What must not change while it is kept."""
-        return {"command": shlex.join(self.words)}
+        """What must not change while it is kept: the command, and by its SHA-256 the file that it begins with."""
+        about = {"command": shlex.join(self.words)}
+        for flag, word in itertools.pairwise(self.words):
+            if flag == "--init" and (path := ROOT / word).is_file():
+                about["init"] = file_sha256(path, path.stat().st_mtime_ns)
+        return about
 
     def file(self, ending):
         """The file beside it that holds its state (.json) or its output (.log)."""

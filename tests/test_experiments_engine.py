@@ -117,6 +117,17 @@ def test_a_file_that_somebody_made_is_taken_and_another_command_refused(programs
         engine.require_same(changed)
 
 
+def test_a_classifier_that_began_with_another_file_is_refused(programs):
+    begin = programs / "begin.safetensors"
+    begin.write_text("one")
+    C = Product("mine", programs / "C.pt", (*nodes(programs)[0].words, "--init", str(begin)))
+    go(C)
+    engine.require_same(C)
+    begin.write_text("another")
+    with pytest.raises(UserError, match="C.pt was made with other settings .init was "):
+        engine.require_same(C)
+
+
 def test_a_run_on_another_classifier_is_refused(programs):
     C, run = nodes(programs)
     go(run)
@@ -133,7 +144,7 @@ def test_a_run_from_before_methods_had_their_own_settings_goes_on(programs):
     (run.path / "config.json").write_text(json.dumps({**run.config, "precision": "bf16", "AM_lr": 0.05}))
     engine.require_same(run)
     (run.path / "config.json").write_text(json.dumps({**run.config, "prob_clip": 0.5, "num_steps": 3}))
-    with pytest.raises(UserError, match="prob_clip was 0.5, is 1.0; num_steps was 3, is 1000.; give another"):
+    with pytest.raises(UserError, match="prob_clip was 0.5, is 1.0; num_steps was 3, is 1500.; give another"):
         engine.require_same(run)
 
 
