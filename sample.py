@@ -104,12 +104,12 @@ def save_class_walk(path, sampler, labels, columns, seed):
 
 
 def save_feature_rows(path, sampler, faces, components, quantiles, seed):
-    """Write a row a face: itself, and what FeatureSampler.rows draws of it; the first row shows whose features."""
+    """Write a row an image: itself, and what FeatureSampler.rows draws of it; the first row shows whose features."""
     images, others, walks = sampler.rows(faces, components, quantiles, seed)
     blank = torch.ones_like(sampler.faces[:1])
     first = torch.cat((blank, blank, sampler.faces[others], blank.expand(len(walks), -1, -1, -1)))
     rows = torch.cat((first[None], torch.cat((faces[0][:, None], images), 1)))
-    heads = ["face", "own", *(sampler.classes[y][:8] for y in sampler.drawn),
+    heads = ["image", "own", *(sampler.classes[y][:8] for y in sampler.drawn),
              *(f"c{c}: {q:.0%}" for c in components for q in quantiles)]
     save_grid(path, rows, ["asked of", *faces[3]], heads=heads)
 
