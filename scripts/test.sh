@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the linter and all tests: bash scripts/test.sh [quick] [pytest arguments]. Installs what is missing.
-# quick: without the tests that take seconds or a browser (tests/slow.txt); an answer in one to two minutes on two cores.
+# quick: without the tests that take seconds or a browser (tests/slow.txt); an answer within 90 seconds on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh tests/requirements.txt tests/requirements_no_deps.txt
