@@ -125,15 +125,16 @@ def total_variation(values, others, edges):
     return ((shares[0] - shares[1]).abs().sum() / 2).item()
 
 
-def variation(name, images, real):
-    """The total variation of one of MEASURES on images to that on real ones."""
-    values, found = (MEASURES[name](part) for part in (real, images))
-    return total_variation(found, values, edges_of(values, name))
+def values_of(images):
+    """{measure: values (n,)} of images."""
+    return {name: of(images) for name, of in MEASURES.items()}
 
 
-def compared(images, real):
-    """{measure: total variation} of images to real ones, and the images' mean unity."""
-    return {name: variation(name, images, real) for name in MEASURES} | {UNITY: unity_of(images).mean().item()}
+def compared(images, known):
+    """{measure: total variation} of images to real ones with the values `known`, and the images' mean unity."""
+    variations = {name: total_variation(found, known[name], edges_of(known[name], name))
+                  for name, found in values_of(images).items()}
+    return variations | {UNITY: unity_of(images).mean().item()}
 
 
 # --------------------------------------------------------------------------------------------- the runs
@@ -158,12 +159,12 @@ def measure(run, num):
     """Append to a Run's results.jsonl, for `num` fakes of each class, their total variations to the seen classes' real
     images and their mean unity."""
     sampler = make_sampler(load_run(ROOT / run.path), choose_device(run.config["device"]))
-    real, _ = seen_and_own(run.config)
+    known = values_of(seen_and_own(run.config)[0])
     append_lines(ROOT / run.path / "results.jsonl", [
         {"metric": "total_variation" if name in MEASURES else "mean", "group": name, "class": sampler.classes[y],
          "value": value, "n": num}
         for y in sampler.drawn
-        for name, value in compared(draw_fakes(sampler, [y], num, run.config["seed"]), real).items()])
+        for name, value in compared(draw_fakes(sampler, [y], num, run.config["seed"]), known).items()])
 
 
 def figures_of(records):
@@ -215,8 +216,7 @@ def experiment(dataset, classifier, words, runs, num):
     write_coloured(ROOT / runs / "data", spec, splits)
 
     measurement = Measurement(functools.partial(measure, num=num), figures_of,
-                              functools.partial(dict, num=num, of=[*MEASURES, UNITY],
-                                                classes="each"))
+                              functools.partial(dict, num=num, of=[*MEASURES, UNITY], classes="each"))
     cases = {}
     for method in METHODS:
         own = (*words, "--method", method)
@@ -231,17 +231,18 @@ def experiment(dataset, classifier, words, runs, num):
             raise UserError(f"{run.path}: {error} (its whole output is in {run.file('.log')})")
 
     seen, own = seen_and_own(config)
+    known = values_of(seen)
     draw = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:num]
     found = {"dataset": dataset, "new_class": spec.classes[y], "num": num, "seed": config["seed"],
-             "chance": variation("hue", seen[draw], seen), "real": compared(own, seen), "runs": {}}
+             "chance": compared(seen[draw], known)["hue"], "real": compared(own, known), "runs": {}}
     rows = {"real, seen": to_unit_range(seen[draw[:COLUMNS]]), "real y*": to_unit_range(own[:COLUMNS])}
     for method, run in cases.items():
         sampler = make_sampler(load_run(ROOT / run.path), choose_device(config["device"]))
         rows[f"y* by {method}"] = sampler.class_images(y, range(COLUMNS))
-        seen_too = dict(read_state(run)["measured"]["figures"])
-        figures = seen_too.pop(spec.classes[y])
+        by_class = dict(read_state(run)["measured"]["figures"])
+        figures = by_class.pop(spec.classes[y])
         taught = figures["hue"] <= MOST and figures[UNITY] >= LEAST
-        found["runs"][method] = {"figures": figures, "seen": seen_too, "known": METHODS[method],
+        found["runs"][method] = {"figures": figures, "seen": by_class, "known": METHODS[method],
                                  "holds": taught == METHODS[method]}
     save_grid(ROOT / runs / "hue.png", torch.stack(list(rows.values())), list(rows))
     return found
