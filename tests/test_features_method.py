@@ -60,22 +60,40 @@ def world(tmp_path_factory):
 
 
 def start(world, state=None, **settings):
+    device = torch.device(settings.get("device", "cpu"))
     config = make_config(**{"dataset": "digits", "method": "features", "data_root": str(world),
                             "C_path": str(world / "C.pt"), "C_arch": TWO, "device": "cpu", "precision": "fp32",
                             "G_ch": 4, "D_ch": 4,
                             "batch_size": 32, "G_lr": 4e-3, "D_lr": 1e-3, "num_D_steps": 1, "ema_decay": 0.95,
                             **settings})
-    return start_run(config, DATASETS["digits"], CPU, state)
+    return start_run(config, DATASETS["digits"], device, state)
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"mode": "draw"}, {"enforce": ("head",), "condition": "label"}, {"inject": "tiled", "enforce": ("head",),
-                                                                          "adversary": "wgan-gp"}])
+KINDS = ({}, {"mode": "draw"}, {"enforce": ("head",), "condition": "label"},
+         {"inject": "tiled", "enforce": ("head",), "adversary": "wgan-gp"})
+
+
+@pytest.mark.parametrize("settings", KINDS)
 def test_an_iteration_waits_for_no_value(world, settings, waits):
     run = start(world, **settings)
     with waits:
         run.iterate([run.stream.next_batch()])
     assert not waits.found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("settings", [*KINDS, {"precision": "bf16"}])
+def test_a_cuda_graph_computes_what_eager_steps_do(world, settings, capsys):
+    found = {}
+    for graph in (True, False):
+        run = start(world, device="cuda", cuda_graph=graph, **settings)
+        torch.manual_seed(1)
+        found[graph] = [{name: term.item() for name, term in run.advance().items()} for _ in range(8)]
+    assert "eagerly" not in capsys.readouterr().out
+    tolerance = 2e-2 if "precision" in settings else 1e-3
+    for captured, eager in zip(found[True], found[False], strict=True):
+        for name, value in eager.items():
+            assert captured[name] == pytest.approx(value, rel=tolerance, abs=1e-3), name
 
 
 def figures(run, world, draw):
