@@ -184,7 +184,7 @@ class Evaluation:
         self.probed_labels = self.probed.labels if self.probed else ()
         evaluator, *others = load_evaluators(settings, flags.others, classes, self.probed, device, home)
         self.metrics = chosen_metrics(flags, self.probed, state.get("draws", ()), is_sound(self.dataset))
-        self.digest, self.interrupted = fingerprint(evaluator.model), False
+        self.digest, self.interrupted, self.faults = fingerprint(evaluator.model), False, []
         folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
         self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
         self.others = [ClassifierFeatures(judge, f"{folder}_{Path(own['evaluator']).stem}_{i}") for i, (judge, own)
@@ -212,6 +212,12 @@ class Evaluation:
         except UserError as error:
             raise UserError(f"{error} Without them you can measure: --metrics {' '.join(needless)}") from error
 
+    def require_no_faults(self):
+        """Raise UserError where a metric broke; one that the images do not allow has said so itself."""
+        if self.faults:
+            raise UserError(f"{' and '.join(self.faults)} broke down, through a mistake in the program; report it. All "
+                            "else was measured and is kept.")
+
     def measure(self, images, metrics, selection):
         """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
         measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
@@ -231,6 +237,7 @@ class Evaluation:
             except Exception as error:  # of one metric: the others are measured and kept
                 errors.append(error)
                 why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                self.faults += [] if isinstance(error, UserError) else [f"{metric.name} ({why})"]
                 records.append({"metric": metric.name, "value": None, "low": None, "high": None, "class": None,
                                 "n": 0, "warning": f"{metric.name} could not be measured: {why}"})
         if len(errors) == len(metrics):
@@ -393,6 +400,7 @@ def evaluate_run(run, flags, overrides, device):
     measured, records = evaluation.measure(run_images(state, flags, device), evaluation.metrics, chosen)
     title = f"{run}, step {state['step']} ({chosen}), {flags.num} images a class from seed {flags.seed}"
     outputs.write(title, measured, records, state, home, selection, evaluation.interrupted)
+    evaluation.require_no_faults()
     if selection:
         free, best = selection["target_free"], selection["oracle"]
         print(f"  {selection['metric']}: {figure(free['value'])} at step {free['step']} without and "
@@ -410,6 +418,7 @@ def evaluate_images(flags, overrides, device):
     measured, records = evaluation.measure(images, evaluation.metrics, "")
     outputs.write(f"{flags.images}, {flags.num} images a class", measured, records, {}, flags.images,
                   interrupted=evaluation.interrupted)
+    evaluation.require_no_faults()
 
 
 def require_together(runs):

@@ -88,7 +88,7 @@ def walk_figures(asked, obtained, others):
 class Seen:
     """What a network C says of the real images that targets are taken from: f (M, f), in its space, and predicted (M,).
 
-    name: of a judge, '' of the probed network. class_means (K, f) are of the training images.
+    name: of a judge, '' of the probed network. class_means (K, f) are of the training images. All but C is on the CPU.
     """
 
     name: str
@@ -101,8 +101,8 @@ class Seen:
     @classmethod
     def of(cls, name, C, bank, images):
         """Of images (M, C, H, W) in [-1, 1], with the Bank of the training images by the same network."""
-        f, predicted = said(C, bank.space, images)
-        return cls(name, C, bank.space, f, predicted, bank.class_means())
+        space = bank.space.to("cpu")
+        return cls(name, C, space, *said(C, space, images), bank.class_means().cpu())
 
     def named(self, figure):
         """The name of a figure by this network: feature_ccc, or judged_feature_ccc@NAME."""
@@ -115,8 +115,10 @@ class Seen:
 
 @torch.no_grad()
 def said(C, space, images):
-    parts = [space.of(C, part) for part in images.split(BATCH)]
-    return torch.cat([f for f, _ in parts]), torch.cat([logits.argmax(1) for _, logits in parts])
+    """(features (N, f), labels (N,)) of images (N, C, H, W) in [-1, 1], all but C on the CPU."""
+    found = [C.features_and_logits(part.to(C.mean.device)) for part in images.split(BATCH)]
+    raw, logits = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return space.standardised(raw), logits.argmax(1)
 
 
 def mean_record(name, values, generator):

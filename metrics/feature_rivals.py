@@ -1,6 +1,6 @@
 """What images drawn from features have to pass: drawers without a GAN, each easy to beat on some figure alone.
 
-A drawer is a function (x, f, labels, seeds) -> images, as metrics.feature_agreement asks for.
+A drawer is a function (x, f, labels, seeds) -> images, as metrics.feature_agreement asks for, all on the CPU.
 """
 
 import functools
@@ -50,14 +50,14 @@ def trained_decoder(bank, pixels):
     def draw(x, f, labels, seeds):
         """The image that lies least far, on average, from all with these features."""
         with torch.no_grad():
-            return network(f.to(device))[..., :height, :width].to(x.device)
+            return network(f.to(device))[..., :height, :width].cpu()
 
     return draw
 
 
 def rivals(C, bank, images):
     """{name: drawer} from the frozen classifier, the Bank of its training images and these, uint8 (N, C, H, W)."""
-    known = F.normalize(bank.f, dim=1)
+    device, known = bank.f.device, F.normalize(bank.f, dim=1)
     pixels, predicted = to_unit_range(images), bank.predicted.cpu()
     means = torch.stack([pixels[predicted == y].mean(0) if (predicted == y).any() else pixels.mean(0)
                          for y in range(int(predicted.max()) + 1)])
@@ -68,23 +68,23 @@ def rivals(C, bank, images):
 
     def nearest(x, f, labels, seeds):
         """The training image whose features point most nearly where they should: real, but another face."""
-        return pixels[(F.normalize(f, dim=1) @ known.T).argmax(1).cpu()].to(x.device)
+        return pixels[(F.normalize(f.to(device), dim=1) @ known.T).argmax(1).cpu()]
 
     def descent(x, f, labels, seeds):
         """x after steps of Adam on its pixels towards f: the bound of agreement, by noise unless C is robust."""
         with torch.enable_grad():
-            drawn = x.clone().requires_grad_()
+            drawn, asked = x.to(device, copy=True).requires_grad_(), f.to(device)
             optimiser = torch.optim.Adam([drawn], DESCENT_LR)
             for _ in range(DESCENT_STEPS):
                 optimiser.zero_grad()
-                (bank.space.of(C, drawn)[0] - f).square().mean(1).sum().backward()
+                (bank.space.of(C, drawn)[0] - asked).square().mean(1).sum().backward()
                 optimiser.step()
                 with torch.no_grad():
                     drawn.clamp_(-1, 1)
-        return drawn.detach()
+        return drawn.detach().cpu()
 
     return {"copy of x": lambda x, f, labels, seeds: x, "nearest training image": nearest,
-            "class mean": lambda x, f, labels, seeds: means[labels.cpu()].to(x.device),
+            "class mean": lambda x, f, labels, seeds: means[labels],
             "cross-fade with the nearest": lambda x, f, labels, seeds: (x + nearest(x, f, labels, seeds)) / 2,
             "MSE decoder": lambda *given: decoder_of_bank()(*given), "gradient descent on pixels": descent}
 

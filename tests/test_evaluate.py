@@ -507,8 +507,11 @@ def test_what_cannot_be_measured_says_why_and_loses_nothing(world, measure, caps
     run = make_run(world, "absent")
     flags = ["--run", run, "--num", 6, "--data_root", tmp_path]
     monkeypatch.setitem(METRICS, "activation", dataclasses.replace(METRICS["activation"], measure=breaks))
-    found = results(run, measure, *flags, "--metrics", "intra_fd", "activation", "recognition")
-    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        measure(*flags, "--metrics", "intra_fd", "activation", "recognition")
+    found = {(record["metric"], record["class"]): record for record in lines(run / "results.jsonl")}
+    said, error = capsys.readouterr()
+    assert left.value.code == 2 and "activation (ZeroDivisionError: a mistake) broke down, through a mistake" in error
     for name in ("intra_fd", "activation"):
         assert found[name, None]["value"] is None and f"{name} could not be measured: " in said
     assert "ZeroDivisionError: a mistake" in found["activation", None]["warning"]
