@@ -10,3 +10,5 @@ make cifar10_robust "${common[@]}" --arch resnet9 --epochs 12 --robust l2 --eps 
 make cifar10_evaluator "${common[@]}" --arch vgg7 --role evaluator --epochs 24 --label_smoothing 0.1 --seed 1 "$@"
 # of another kind: robust; against one step it learnt the adversary and not the images (31 % clean)
 make cifar10_robust_evaluator "${common[@]}" --arch vgg7 --role evaluator --epochs 6 --robust l2 --eps 0.5 --steps 2 --seed 2 "$@"
+# trained on images that no other saw
+make cifar10_test_evaluator "${common[@]}" --arch vgg7 --role evaluator --split test --test train --epochs 30 --label_smoothing 0.1 --seed 3 "$@"
