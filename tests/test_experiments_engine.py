@@ -1,5 +1,6 @@
 """What the engine makes beside Table 1: classifiers that runs need, measurements of an experiment's own, torchrun."""
 
+import dataclasses
 import functools
 import json
 import time
@@ -117,15 +118,19 @@ def test_a_file_that_somebody_made_is_taken_and_another_command_refused(programs
         engine.require_same(changed)
 
 
-def test_a_classifier_that_began_with_another_file_is_refused(programs):
+def test_what_began_with_another_file_is_refused(programs):
     begin = programs / "begin.safetensors"
     begin.write_text("one")
-    C = Product("mine", programs / "C.pt", (*nodes(programs)[0].words, "--init", str(begin)))
-    go(C)
-    engine.require_same(C)
+    C, run = nodes(programs)
+    C = Product("mine", C.path, (*C.words, "--init", str(begin)))
+    run = dataclasses.replace(run, config={**run.config, "init_G": str(begin)}, needs=(C,))
+    go(run)
+    engine.require_same(run)
     begin.write_text("another")
     with pytest.raises(UserError, match="C.pt was made with other settings .init was "):
         engine.require_same(C)
+    with pytest.raises(UserError, match="run was made with other settings .init_G was "):
+        engine.require_same(dataclasses.replace(run, needs=()))
 
 
 def test_a_run_on_another_classifier_is_refused(programs):
