@@ -62,10 +62,10 @@ RIVAL_PAIRS, RIVAL_IMAGES = 1000, 12_000  # pairs, and training images to draw f
 RECONSTRUCT = ("MSE decoder", "gradient descent on pixels")  # rivals that are told an image's own features alone
 EDITING = ("tiled", "flat")  # rows of an editing generator alone
 COLUMNS = {
-    "ccc": Column("CCC", "feature_ccc", "signed", of="all"),
-    "within": Column("CCC within classes", "feature_ccc_within", "signed", of="all"),
+    "ccc": Column("CCC", "feature_ccc", "correlation", of="all"),
+    "within": Column("CCC within classes", "feature_ccc_within", "correlation", of="all"),
     "mrr": Column("MRR", "feature_mrr", "number", of="all"),
-    "judged_within": Column("CCC within classes, judge", "judged_feature_ccc_within", "signed", of="all"),
+    "judged_within": Column("CCC within classes, judge", "judged_feature_ccc_within", "correlation", of="all"),
     "judged_mrr": Column("MRR, judge", "judged_feature_mrr", "number", of="all"),
     "judged_class": Column("judge's class", "judged_feature_class", of="all"),
     "both": Column("both@10", "feature_both_at_10", of="all"),
@@ -74,10 +74,10 @@ COLUMNS = {
     "diversity": Column("diversity", "feature_diversity", "number", of="all"),
     "judged_diversity": Column("diversity, judge", "judged_feature_diversity", "number", of="all"),
     "nearest": Column("to the nearest training image", "feature_nearest", "number", of="all"),
-    "walk": Column("walk r", "walk_correlation", "signed", of="all"),
+    "walk": Column("walk r", "walk_correlation", "correlation", of="all"),
     "monotone": Column("monotone", "walk_monotone", of="all"),
     "leakage": Column("leakage", "walk_leakage", "number", of="all", lower=True),
-    "judged_walk": Column("walk r, judge", "judged_walk_correlation", "signed", of="all"),
+    "judged_walk": Column("walk r, judge", "judged_walk_correlation", "correlation", of="all"),
     "fd": Column("FD, judge", "judged_feature_fd", "number", of="all", lower=True),
 }
 OF_EDITS, OF_DRAWS = ("both", "identity", "cycle"), ("diversity", "judged_diversity", "nearest")

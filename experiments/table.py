@@ -36,7 +36,7 @@ from utils import (
 
 SHOWN = 10  # images in a row of the picture
 # kinds of numbers: the least and the most that one can be
-KINDS = {"share": (0.0, 1.0), "number": (0.0, math.inf), "signed": (-math.inf, math.inf)}
+KINDS = {"share": (0.0, 1.0), "number": (0.0, math.inf), "correlation": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True)

@@ -198,26 +198,25 @@ def test_figures_by_class():
                for name, label, value, more in (
                    ("ccc@e", "7", -0.5, {}), ("ccc@e", "3", 0.1, {}), ("ccc@e", None, 0.2, {}),
                    ("recognition@e", None, 0.9, {"group": "all seen"}), ("cccp@e", "7", 1.0, {}))]
-    columns = {"own": Column("own", "ccc", "signed"), "three": Column("of 3", "ccc", "signed", of="3"),
-               "all": Column("all", "ccc", "signed", of="all"), "none": Column("none", "missing")}
+    columns = {"own": Column("own", "ccc", "correlation"), "three": Column("of 3", "ccc", "correlation", of="3"),
+               "all": Column("all", "ccc", "correlation", of="all"), "none": Column("none", "missing")}
     found = table.figures_of(records, columns, "7")
     assert {name: figure["value"] for name, figure in found.items()} == {"own": -0.5, "three": 0.1, "all": 0.2}
     assert "all" not in table.figures_of(records[:3], columns, "7")  # of a run that draws the unseen class alone
 
 
 def test_a_table_of_other_heads_and_no_expected_order(programs):
-    """Two seeds: by hand the mean of 3 and 5 letters is 4, and Student's t gives 4 +- 12.706."""
+    """Two seeds: by hand the mean of 3 and 5 letters is 4, and Student's t gives 4 +- 12.706, cut at 0."""
     _, run = nodes(programs)
     _, second = nodes(programs)
     second = Run("mine", programs / "run_b", (), second.config, True, second.measurement, second.needs)
     go(run, second)
-    columns = {"letters": Column("letters", "letters", "signed")}
+    columns = {"letters": Column("letters", "letters", "number")}
     row = Row("small", ("am", "", "dynamic"), "", (run, second))
     experiment = Experiment("t", "experiments.mine", "Letters", "Version {version}.", columns, "Scale",
                             ("loss", "classifier", "labelling"))
     figures = table.combined(row, columns)
-    assert figures["letters"] == {"value": 4, "low": pytest.approx(4 - 12.706, abs=1e-3),
-                                  "high": pytest.approx(4 + 12.706, abs=1e-3), "seeds": 2}
+    assert figures["letters"] == {"value": 4, "low": 0, "high": pytest.approx(4 + 12.706, abs=1e-3), "seeds": 2}
     runs = [{"finished": True, "error": "", "train_seconds": 1, "trained_on": "", "measure_seconds": 2}] * 2
     made = {"protocol": {"version": 1}, "machine": table.machine(), "rows": [{"figures": figures, "runs": runs}],
             "order": [], "notes": ["A note."], "seconds": 6, "commit": "", "command": "python -m experiments.mine"}
