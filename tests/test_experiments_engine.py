@@ -221,6 +221,6 @@ def test_a_table_of_other_heads_and_no_expected_order(programs):
     made = {"protocol": {"version": 1}, "machine": table.machine(), "rows": [{"figures": figures, "runs": runs}],
             "order": [], "notes": ["A note."], "seconds": 6, "commit": "", "command": "python -m experiments.mine"}
     text = table.markdown(experiment, made, [row])
-    assert "## Scale: small" in text and "| am | - | dynamic | 4 (-8.71 to 16.7) | 2 of 2 |" in text
+    assert "## Scale: small" in text and "| am | - | dynamic | 4 (0 to 16.7) | 2 of 2 |" in text
     assert "Version 1." in text and "expected order" not in text and text.endswith("A note.\n")
     assert set(table.nodes_of(row.runs)) == {Path(programs / name) for name in ("C.pt", "run", "run_b")}
