@@ -166,6 +166,18 @@ def chosen_metrics(flags, probed, draws, audible):
     return metrics
 
 
+def judge_names(dataset, paths):
+    """The names of judges in figures: the data set's folder and the file's name, as in 'cifar10_robust_evaluator', with
+    a number where several files have one name."""
+    folder = DATASETS[dataset].folder if dataset in DATASETS else dataset
+    names = []
+    for path in paths:
+        stem = Path(path).stem
+        name = stem if stem.startswith(f"{folder}_") else f"{folder}_{stem}"
+        names.append(name if name not in names else f"{name}_{len(names) + 1}")
+    return names
+
+
 # -------------------------------------------------------------------------------------- one measurement
 
 
@@ -185,10 +197,8 @@ class Evaluation:
         evaluator, *others = load_evaluators(settings, flags.others, classes, self.probed, device, home)
         self.metrics = chosen_metrics(flags, self.probed, state.get("draws", ()), is_sound(self.dataset))
         self.digest, self.interrupted, self.faults = fingerprint(evaluator.model), False, []
-        folder = DATASETS[self.dataset].folder if self.dataset in DATASETS else self.dataset
-        self.judge = ClassifierFeatures(evaluator, f"{folder}_evaluator")
-        self.others = [ClassifierFeatures(judge, f"{folder}_{Path(own['evaluator']).stem}_{i}") for i, (judge, own)
-                       in enumerate(zip(others, flags.others, strict=True), 2)]
+        names = judge_names(self.dataset, [settings.evaluator, *(own["evaluator"] for own in flags.others)])
+        self.judge, *self.others = map(ClassifierFeatures, (evaluator, *others), names)
         self.extractor = self.judge
         if flags.features == "inception":
             self.extractor = InceptionFeatures(flags.inception_weights, device)

@@ -405,14 +405,20 @@ def test_an_evaluator_in_another_order_judges_by_name_or_by_the_map(world, measu
                              "--evaluator_std", 0.5, "--evaluator_arch", "resnet8", "--evaluator_size", 16])
     for path, *more in others:
         found = results(world / "run", measure, *flags, "--evaluator", tmp_path / path, *more)
-        assert {key: record["confusion"] for key, record in found.items() if "confusion" in record} == {
-            key: record["confusion"] for key, record in plain.items() if "confusion" in record}
+        assert {label: record["confusion"] for (metric, label), record in found.items() if "confusion" in record} == {
+            label: record["confusion"] for (metric, label), record in plain.items() if "confusion" in record}
+        assert (f"recognition@digits_{path[:-3]}", "7") in found
 
 
 def test_an_evaluator_that_fails_its_check_is_refused(world, measure, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "require_passed", require_passed)
     said = refused(measure, capsys, "--run", world / "run", "--num", 5)
     assert "the evaluator" in said and "evaluator.pt fails its check" in said
+
+
+def test_the_names_of_judges():
+    assert evaluate.judge_names("C10", ["a/cifar10_evaluator.safetensors", "mine.pt", "b/mine.pt", "c/mine"]) == [
+        "cifar10_evaluator", "cifar10_mine", "cifar10_mine_3", "cifar10_mine_4"]
 
 
 def test_of_several_evaluators_what_all_recognise_counts(world, measure, tmp_path, capsys):
@@ -431,7 +437,7 @@ def test_of_several_evaluators_what_all_recognise_counts(world, measure, tmp_pat
         images = utils.to_unit_range(utils.to_uint8(sampler.class_images(label, seeds)))
         first, second = (load_classifier(path)(images).argmax(1) == label for path in (
             world / "evaluator.pt", tmp_path / "whole.pt"))
-        for judge, hits in (("digits_evaluator", first), ("digits_second_2", second), ("all", first & second)):
+        for judge, hits in (("digits_evaluator", first), ("digits_second", second), ("all", first & second)):
             assert found[f"recognition@{judge}", name]["value"] == pytest.approx(hits.float().mean().item())
         assert found["adversarial_gap@all", name]["recognised"] == pytest.approx((first & second).float().mean().item())
     said = refused(measure, capsys, "--run", run, "--num", 5, "--evaluator", world / "evaluator.pt",

@@ -257,10 +257,10 @@ def test_evaluate_measures_agreement_and_walks(run, world, monkeypatch):
          "--skip_classifier_check", "--metrics", "feature_agreement", "feature_walks", "recognition", "--report")
     records = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     found = {record["metric"]: record for record in records}
-    assert {"feature_ccc", "judged_feature_ccc@digits_evaluator", "walk_leakage"} <= found.keys()
+    assert {"feature_ccc", "judged_feature_ccc@digits_E", "walk_leakage"} <= found.keys()
     page = (run / "report.html").read_text()
     assert "Drawn with other features" in page and page.count("component 1: asked") == 4 * 3
-    assert found["feature_mrr"]["n"] == 500 and "real" in found["judged_feature_class@digits_evaluator"]
+    assert found["feature_mrr"]["n"] == 500 and "real" in found["judged_feature_class@digits_E"]
 
 
 def test_features_are_measured_of_runs_that_draw_from_them_alone(run, world, tmp_path, monkeypatch):
