@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ELSEWHERE = torch.device("meta")
-BETWEEN = {"copy_", "index", "index_put", "index_put_", "_index_put_impl_"}  # on a GPU, too, one argument may lie here
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # a GPU's tensors take indices from the CPU, too
 
 
 class Elsewhere(torch.Tensor):
@@ -45,14 +45,15 @@ class Elsewhere(torch.Tensor):
 
 def carried(function, arguments, keywords):
     """What an operation gives, on the device where it would. Raises RuntimeError for tensors of two."""
-    tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
-    there = [isinstance(tensor, Elsewhere) for tensor in tensors]
     name = function.overloadpacket.__name__
-    # a number without dimensions may come from anywhere
-    if any(there) and name not in BETWEEN and any(
-            tensor.dim() for tensor, far in zip(tensors, there, strict=True) if not far):
-        raise RuntimeError(f"{name}: expected all tensors to be on the same device, and found two")
-    far = isinstance(arguments[0], Elsewhere) if name in BETWEEN else any(there)
+    leaves = tree_leaves((arguments, keywords))
+    far = isinstance(arguments[0], Elsewhere) if name == "copy_" else any(isinstance(x, Elsewhere) for x in leaves)
+    if far and name != "copy_":
+        asked = tree_leaves(arguments[1]) if name in INDEXING else []
+        near = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, Elsewhere)
+                and x.dim() and not any(x is index for index in asked)]  # a number may come from anywhere
+        if near:
+            raise RuntimeError(f"{name}: expected all tensors to be on the same device, and found two")
     if keywords.get("device") is not None:
         far = torch.device(keywords["device"]).type == ELSEWHERE.type
         keywords = keywords | {"device": "cpu"}

@@ -55,6 +55,9 @@ def test_two_devices_do_not_mix(monkeypatch):
         there, here = torch.arange(3.0, device=ELSEWHERE), torch.arange(3.0)
         with pytest.raises(RuntimeError, match="add: expected all tensors to be on the same device"):
             there + here
+        assert there[torch.tensor([2])].tolist() == [2]
+        with pytest.raises(RuntimeError, match="index: expected"):
+            here[there.long()]
         with pytest.raises(TypeError, match="copy it to the CPU"):
             there.numpy()
         layer = torch.nn.Linear(3, 1).to(ELSEWHERE)
@@ -68,7 +71,7 @@ def test_measurements(runs, noise_world, monkeypatch, tmp_path, name):
     of_features = {"feature_agreement", "feature_walks"}
     asked = [metric for metric in METRICS if metric not in OTHERS
              and (metric not in of_features or name in ("edit", "draw"))]
-    words = ["--run", runs[name], "--evaluator", noise_world / "E.pt", "--num", 20, "--metrics", *asked]
+    words = ["--run", runs[name], "--evaluator", noise_world / "E.pt", "--num", 20, "--device", "cpu", "--metrics", *asked]
     found = {}
     program(monkeypatch, evaluate.main, *words, "--out", tmp_path / "here")
     with elsewhere(monkeypatch, evaluate):
@@ -86,7 +89,7 @@ def test_measurements(runs, noise_world, monkeypatch, tmp_path, name):
     ("draw", ["features"])])
 def test_pictures(runs, monkeypatch, tmp_path, name, mode):
     places = [tmp_path / f"{place}.{'npz' if 'npz' in mode else 'png'}" for place in ("here", "there")]
-    words = ["--checkpoint", runs[name], "--mode", *mode, "--out"]
+    words = ["--checkpoint", runs[name], "--device", "cpu", "--mode", *mode, "--out"]
     program(monkeypatch, sample.main, *words, places[0])
     with elsewhere(monkeypatch, sample):
         program(monkeypatch, sample.main, *words, places[1])
