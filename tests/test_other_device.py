@@ -71,7 +71,8 @@ def test_measurements(runs, noise_world, monkeypatch, tmp_path, name):
     of_features = {"feature_agreement", "feature_walks"}
     asked = [metric for metric in METRICS if metric not in OTHERS
              and (metric not in of_features or name in ("edit", "draw"))]
-    words = ["--run", runs[name], "--evaluator", noise_world / "E.pt", "--num", 20, "--device", "cpu", "--metrics", *asked]
+    words = ["--run", runs[name], "--evaluator", noise_world / "E.pt", "--num", 20, "--device", "cpu", "--metrics",
+             *asked]
     found = {}
     program(monkeypatch, evaluate.main, *words, "--out", tmp_path / "here")
     with elsewhere(monkeypatch, evaluate):
