@@ -44,7 +44,7 @@ class FeatureSettings(Settings):
     feature_loss: str = setting("ccc", "ccc: 1 - CCC, the mean over components; ccc_sum: their sum; mse: with the "
                                 "moments of the training set for the batch's", ("ccc", "ccc_sum", "mse"))
     C_feature_coeff: float = setting(5.0, "weight of the feature loss by the classifier", least=0)
-    head_coeff: float = setting(1.0, "weight of the feature loss by D's head, in both steps", least=0)
+    head_coeff: float = setting(5.0, "weight of the feature loss by D's head, in both steps", least=0)
     cycle_coeff: float = setting(10.0, "weight of |x - G(G(x, f), own f)|", least=0)
     self_coeff: float = setting(10.0, "weight of |x - G(x, own f)|", least=0)
     own_share: float = setting(0.2, "share of the targets of G(x, f) that are the image's own", least=0)
