@@ -196,7 +196,7 @@ class Evaluation:
         self.probed_labels = self.probed.labels if self.probed else ()
         evaluator, *others = load_evaluators(settings, flags.others, classes, self.probed, device, home)
         self.metrics = chosen_metrics(flags, self.probed, state.get("draws", ()), is_sound(self.dataset))
-        self.digest, self.interrupted, self.faults = fingerprint(evaluator.model), False, []
+        self.digest, self.interrupted = fingerprint(evaluator.model), False
         names = judge_names(self.dataset, [settings.evaluator, *(own["evaluator"] for own in flags.others)])
         self.judge, *self.others = map(ClassifierFeatures, (evaluator, *others), names)
         self.extractor = self.judge
@@ -222,12 +222,6 @@ class Evaluation:
         except UserError as error:
             raise UserError(f"{error} Without them you can measure: --metrics {' '.join(needless)}") from error
 
-    def require_no_faults(self):
-        """Raise UserError where a metric broke; one that the images do not allow has said so itself."""
-        if self.faults:
-            raise UserError(f"{' and '.join(self.faults)} broke down, through a mistake in the program; report it. All "
-                            "else was measured and is kept.")
-
     def measure(self, images, metrics, selection):
         """(Measured, records) of a source of images. selection: how its checkpoint was chosen, or ''."""
         measured = Measured(images, self.extractor, self.judge, self.probed, self.probed_labels, self.dataset,
@@ -247,7 +241,8 @@ class Evaluation:
             except Exception as error:  # of one metric: the others are measured and kept
                 errors.append(error)
                 why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                self.faults += [] if isinstance(error, UserError) else [f"{metric.name} ({why})"]
+                if not isinstance(error, UserError):
+                    self.flags.faults.append(f"{metric.name} ({why})")
                 records.append({"metric": metric.name, "value": None, "low": None, "high": None, "class": None,
                                 "n": 0, "warning": f"{metric.name} could not be measured: {why}"})
         if len(errors) == len(metrics):
@@ -410,12 +405,18 @@ def evaluate_run(run, flags, overrides, device):
     measured, records = evaluation.measure(run_images(state, flags, device), evaluation.metrics, chosen)
     title = f"{run}, step {state['step']} ({chosen}), {flags.num} images a class from seed {flags.seed}"
     outputs.write(title, measured, records, state, home, selection, evaluation.interrupted)
-    evaluation.require_no_faults()
     if selection:
         free, best = selection["target_free"], selection["oracle"]
         print(f"  {selection['metric']}: {figure(free['value'])} at step {free['step']} without and "
               f"{figure(best['value'])} at step {best['step']} with real images of the unseen class to choose by")
     return records, {measured.classes[label] for label in measured.images.new_class}
+
+
+def require_no_faults(faults):
+    """Raise UserError where metrics broke; one that the images do not allow has said so itself."""
+    if faults:
+        raise UserError(f"{' and '.join(dict.fromkeys(faults))} broke down, through a mistake in the program; report "
+                        "it. All else was measured and is kept.")
 
 
 def evaluate_images(flags, overrides, device):
@@ -428,7 +429,6 @@ def evaluate_images(flags, overrides, device):
     measured, records = evaluation.measure(images, evaluation.metrics, "")
     outputs.write(f"{flags.images}, {flags.num} images a class", measured, records, {}, flags.images,
                   interrupted=evaluation.interrupted)
-    evaluation.require_no_faults()
 
 
 def require_together(runs):
@@ -569,9 +569,10 @@ def main():
     judge, *flags.others = judges_in(sys.argv[1:])
     overrides = {name: value for name, value in vars(flags).items() if name in SETTINGS and name not in JUDGE} | judge
     check_flags(flags, overrides)
-    device = choose_device(flags.device)
+    device, flags.faults = choose_device(flags.device), []
     if flags.images:
         evaluate_images(flags, overrides, device)
+        require_no_faults(flags.faults)
         return
     if flags.compare:
         compare_runs(flags, device)
@@ -585,6 +586,7 @@ def main():
         append_lines(path, combined)
         print_table(f"{len(found)} runs together, mean and 95 % interval over runs", combined, new_class)
         print(f"  written to {path}")
+    require_no_faults(flags.faults)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,11 @@ class Found:
     def _evaluated(self, judge, metrics, num, seed, report):
         flags = Namespace(metrics=list(metrics), num=num, seed=seed, features="evaluator", inception_weights=None,
                           oracle_select=False, report=report, batch_size=100, presence="", out=None,
-                          others=[])
+                          others=[], faults=[])
         register(self.state)
-        return evaluate.evaluate_run(self.run, flags, {"evaluator": path_of(judge)}, self.device)[0]
+        records, _ = evaluate.evaluate_run(self.run, flags, {"evaluator": path_of(judge)}, self.device)
+        evaluate.require_no_faults(flags.faults)
+        return records
 
 
 # ------------------------------------------------------------------------------------- what users bring

@@ -141,8 +141,8 @@ class Run:
     def about(self):
         """SHA-256 of the files that it begins with: {probed: of the classifier, '' for none, init_G, init_D}, of those
         that are there."""
-        begun = {"probed": "C_path" if self.probes else "", "init_G": "init_G", "init_D": "init_D"}
-        paths = {name: ROOT / self.config[key] for name, key in begun.items() if key and self.config[key]}
+        settings = {"init_G": "init_G", "init_D": "init_D"} | ({"probed": "C_path"} if self.probes else {})
+        paths = {name: ROOT / self.config[key] for name, key in settings.items() if self.config[key]}
         about = {name: file_sha256(path, path.stat().st_mtime_ns) for name, path in paths.items() if path.is_file()}
         return about if self.probes else about | {"probed": ""}
 

@@ -518,6 +518,12 @@ def test_what_cannot_be_measured_says_why_and_loses_nothing(world, measure, caps
     found = {(record["metric"], record["class"]): record for record in lines(run / "results.jsonl")}
     said, error = capsys.readouterr()
     assert left.value.code == 2 and "activation (ZeroDivisionError: a mistake) broke down, through a mistake" in error
+    other = make_run(world, "absent_too", seed=1)  # is measured all the same
+    with pytest.raises(SystemExit):
+        measure("--run", run, other, "--num", 6, "--metrics", "activation", "recognition")
+    assert {record["metric"] for record in lines(other / "results.jsonl")} == {"activation",
+                                                                                "recognition@digits_evaluator"}
+    assert capsys.readouterr().err.count("broke down") == 1
     for name in ("intra_fd", "activation"):
         assert found[name, None]["value"] is None and f"{name} could not be measured: " in said
     assert "ZeroDivisionError: a mistake" in found["activation", None]["warning"]

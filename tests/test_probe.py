@@ -1,5 +1,6 @@
 """The tool from Python: tensors, a Dataset or a folder in, pictures and figures out, by the loop that train.py runs."""
 
+import dataclasses
 import re
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from classifiers.loading import probed_classifier
 from config import Config
+from metrics.registry import METRICS
 from probe import Found, probe
 from training import GAN
 from utils import UserError, load_checkpoint
@@ -34,7 +36,7 @@ def linear(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
 
 
-def test_tensors_in_pictures_and_figures_out(digits, tmp_path):
+def test_tensors_in_pictures_and_figures_out(digits, tmp_path, monkeypatch):
     model = linear().train()
     before = [value.clone() for value in model.state_dict().values()]
     found = probe(model, *digits, unseen=3, steps=2, run=tmp_path / "run", **SMALL)
@@ -49,6 +51,10 @@ def test_tensors_in_pictures_and_figures_out(digits, tmp_path):
     assert {record["class"] for record in records} >= {"3", "7"}
     page = found.report(tmp_path / "three.html", linear(1), metrics=["recognition"], num=50)
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
+    broken = dataclasses.replace(METRICS["activation"], measure=lambda m: 1 / 0)
+    monkeypatch.setitem(METRICS, "activation", broken)
+    with pytest.raises(UserError, match="activation .ZeroDivisionError: division by zero. broke down"):
+        found.measure(linear(1), metrics=["recognition", "activation"], num=50)
 
 
 def test_a_run_is_gone_on_with_and_equals_an_uninterrupted_one(digits, tmp_path):
