@@ -102,7 +102,7 @@ class Product:
         about = {"command": shlex.join(self.words)}
         for flag, word in itertools.pairwise(self.words):
             if flag == "--init" and (path := ROOT / word).is_file():
-                about["init"] = file_sha256(path, path.stat().st_mtime_ns)
+                about["init"] = file_sha256(path)
         return about
 
     def file(self, ending):
@@ -143,7 +143,7 @@ class Run:
         that are there."""
         settings = {"init_G": "init_G", "init_D": "init_D"} | ({"probed": "C_path"} if self.probes else {})
         paths = {name: ROOT / self.config[key] for name, key in settings.items() if self.config[key]}
-        about = {name: file_sha256(path, path.stat().st_mtime_ns) for name, path in paths.items() if path.is_file()}
+        about = {name: file_sha256(path) for name, path in paths.items() if path.is_file()}
         return about if self.probes else about | {"probed": ""}
 
     @property
@@ -166,8 +166,13 @@ class Run:
         return [*(several if self.processes > 1 else []), TRAIN, *begin]
 
 
+def file_sha256(path):
+    """SHA-256 of a file's bytes, read again when it has changed."""
+    return hash_as_of(path, path.stat().st_mtime_ns)
+
+
 @functools.lru_cache
-def file_sha256(path, _changed):
+def hash_as_of(path, _changed):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

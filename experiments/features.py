@@ -130,7 +130,7 @@ def known_rivals(dataset, classifiers, evaluator, data_root, num, home):
     """{name: measure_rivals of the classifier of a path}; what was measured before is read from the folder `home`."""
     (train, labels), (images, _), found = *(load_split(dataset, data_root, split) for split in ("train", "test")), {}
     for name, path in classifiers.items():
-        of = {role: file_sha256(its, its.stat().st_mtime_ns) for role, its in (("C", path), ("judge", evaluator))}
+        of = {role: file_sha256(its) for role, its in (("C", path), ("judge", evaluator))}
         of |= {"num": num, "train": fingerprint(train, labels)}
         file = home / f"rivals_{name}.json"
         found[name] = json.loads(file.read_text()) if file.exists() else {}
