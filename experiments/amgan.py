@@ -55,7 +55,7 @@ COLUMNS = {
     "am_score": Column("AM score", "am_score", "number", of="all", lower=True),
     "am_divergence": Column("its divergence", "am_divergence", "number", of="all", lower=True),
     "am_doubt": Column("its entropy", "am_doubt", "number", of="all", lower=True),
-    "ms_ssim_max": Column("largest MS-SSIM", "ms_ssim_max", "number", of="all", lower=True),
+    "ms_ssim_max": Column("largest MS-SSIM", "ms_ssim_max", "correlation", of="all", lower=True),
     "intra_fd": Column("intra-FD, mean", "intra_fd", "number", of="each", lower=True),
     "recall": Column("recall", "recall", of="all"),
     "recognised": Column("unseen: recognised", "recognition"),

@@ -35,7 +35,7 @@ from utils import (
 )
 
 SHOWN = 10  # images in a row of the picture
-# kinds of numbers: the least and the most that one can be
+# kinds of numbers: the least and the most that one can be; correlation: a structural similarity, too
 KINDS = {"share": (0.0, 1.0), "number": (0.0, math.inf), "correlation": (-1.0, 1.0)}
 
 
