@@ -1,11 +1,13 @@
 """What class labels do to a GAN: the table of AM-GAN (Zhou et al., ICLR 2018), and its head in ProbeGAN's place.
 
     python -m experiments.amgan --dataset MNIST                     small networks, two CPU cores
+    python -m experiments.amgan --dataset MNIST --scale dcgan       the authors' networks, as small
     python -m experiments.amgan --dataset C10 --scale paper         the paper's settings; needs a GPU
 
 Rows: the seven losses with dynamic labels, and those whose G is told a label with predefined ones, as --method labelled
-on all classes; then ProbeGAN with its hinge head and with class logits, without one class. Writes amgan_<data set>.md,
-.json and .png. Stopped at any point, the same command goes on.
+on all classes; then ProbeGAN, by this project's networks, with its hinge head and with class logits, without one class.
+Writes amgan_<data set>.md, .json and .png, with the scale in the name where it is not small. Stopped at any point, the
+same command goes on.
 """
 
 import shlex
@@ -30,20 +32,26 @@ from methods import load_run
 from sampler import make_sampler
 from utils import DATASETS, ROOT, choose_device, class_label, run_main
 
-# num: images a class; labelled, probegan: flags of train.py for the runs of each kind. The small networks are this
-# project's; in all labelled runs D learns twice as fast as G, as the authors' does, and on CIFAR-10 both learn at
-# its rates and once a step
+# num: images a class; labelled, probegan: flags of train.py for the runs of each kind. In all labelled runs D learns
+# twice as fast as G, as the authors' does, and but for small MNIST both learn at its rates and once a step
 AUTHORS = "--networks dcgan --G_ch 96 --D_ch 64 --dim_z 100 --batch_size 100 --num_D_steps 1 --beta1 0.5 --G_lr 4e-4 " \
           "--D_lr 8e-4 --num_steps 1000000 --ema_decay 0 --ema_start 0 --diffaug --no-balanced_y --gp_every 1 " \
           "--save_every 10000"
 MNIST = "--G_ch 8 --D_ch 8 --batch_size 32 --num_steps 1200 --diffaug translation --save_every 400 --sample_every 1200"
 C10 = "--G_ch 16 --D_ch 16 --batch_size 32 --num_D_steps 1 --init ortho --G_lr 4e-4 --D_lr 8e-4 --ema_decay 0.998 " \
       "--ema_start 1000 --diffaug translation --balanced_y --num_steps 4000 --save_every 500 --sample_every 2000"
-C10_PROBEGAN = f"{SMALL} {BOUNDED} --balanced_y --num_steps 5000 --sample_every 5000"
+DCGAN = "--networks dcgan --G_ch 16 --D_ch 16 --dim_z 100 --batch_size 32 --num_D_steps 1 --beta1 0.5 --G_lr 4e-4 " \
+        "--D_lr 8e-4 --ema_decay 0.99 --ema_start 200 --diffaug --precision fp32"
+PROBEGAN = {"MNIST": f"{MNIST} --no-level_unseen",
+            "C10": f"{SMALL} {BOUNDED} --balanced_y --num_steps 5000 --sample_every 5000"}
 SCALES = {
-    "MNIST": {"small": {"num": 200, "labelled": MNIST, "probegan": f"{MNIST} --no-level_unseen"},
+    "MNIST": {"small": {"num": 200, "labelled": MNIST, "probegan": PROBEGAN["MNIST"]},
+              "dcgan": {"num": 200, "labelled": f"{DCGAN} --num_steps 2000 --sample_every 2000",
+                        "probegan": PROBEGAN["MNIST"]},
               "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
-    "C10": {"small": {"num": 200, "labelled": C10, "probegan": C10_PROBEGAN},
+    "C10": {"small": {"num": 200, "labelled": C10, "probegan": PROBEGAN["C10"]},
+            "dcgan": {"num": 200, "labelled": f"{DCGAN} --num_steps 4000 --sample_every 4000",
+                      "probegan": PROBEGAN["C10"]},
             "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
 }
 NAMES = {"gan": "GAN", "gan_star": "GAN*", "label": "LabelGAN", "acgan": "AC-GAN", "acgan_star": "AC-GAN*",
@@ -121,16 +129,18 @@ def main():
     parser.add_argument("--unseen", default="7", help="class that ProbeGAN does without, by label or name (default: 7)")
     parser.add_argument("--classifier", default="", help="the probed one (default: the robust one of pretrained/)")
     parser.add_argument("--evaluator", default="", help="the judge (default: that of pretrained/)")
-    parser.add_argument("--scale", default="small", help="small: two CPU cores; paper: full size (default: small)")
-    parser.add_argument("--num", type=int, help="images a class (default: 200 small, 5000 paper)")
+    parser.add_argument("--scale", default="small", help="small: two CPU cores; dcgan: as small, by AM-GAN's own "
+                        "networks; paper: full size (default: small)")
+    parser.add_argument("--num", type=int, help="images a class (default: 200; 5000 paper)")
     add_engine_flags(parser, "amgan")
     flags = parser.parse_args()
-    check_flags(flags, {"dataset": SCALES, "scale": ("small", "paper")}, num=50)
+    check_flags(flags, {"dataset": SCALES, "scale": ("small", "dcgan", "paper")}, num=50)
     scale = SCALES[flags.dataset][flags.scale]
     flags.num = scale["num"] if flags.num is None else flags.num
     flags.classifier = classifier_path(flags.dataset, "robust", flags.classifier)
     evaluator = classifier_path(flags.dataset, "evaluator", flags.evaluator)
-    experiment = Experiment(f"amgan_{flags.dataset}", "experiments.amgan",
+    stem = f"amgan_{flags.dataset}" + (f"_{flags.scale}" if flags.scale != "small" else "")
+    experiment = Experiment(stem, "experiments.amgan",
                             f"Class labels in a GAN on {flags.dataset}, scale {flags.scale}", TEXT, COLUMNS,
                             groups="Classes", heads=("loss", "labels"), expected=EXPECTED, images=one_of_each_class)
     protocol = {"dataset": flags.dataset, "scale": flags.scale, "settings": scale}
