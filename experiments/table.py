@@ -35,8 +35,8 @@ from utils import (
 )
 
 SHOWN = 10  # images in a row of the picture
-# kinds of numbers: the least and the most that one can be; correlation: a structural similarity, too
-KINDS = {"share": (0.0, 1.0), "number": (0.0, math.inf), "correlation": (-1.0, 1.0)}
+# kinds of numbers: the least and the most that one can be; a share is shown in per cent
+KINDS = {"share": (0.0, 1.0), "index": (0.0, 1.0), "number": (0.0, math.inf), "correlation": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True)
