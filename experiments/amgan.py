@@ -49,7 +49,7 @@ SCALES = {
               "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
     "C10": {"small": {"num": 200, "labelled": C10,
                       "probegan": f"{SMALL} {BOUNDED} --balanced_y --num_steps 5000 --sample_every 5000"},
-            "dcgan": {"num": 200, "labelled": f"{DCGAN} --num_steps 4000 --sample_every 4000"},
+            "dcgan": {"num": 200, "labelled": f"{DCGAN} --num_steps 2500 --sample_every 2500"},
             "paper": {"num": 5000, "labelled": AUTHORS, "probegan": ""}},
 }
 NAMES = {"gan": "GAN", "gan_star": "GAN*", "label": "LabelGAN", "acgan": "AC-GAN", "acgan_star": "AC-GAN*",
