@@ -68,7 +68,7 @@ COLUMNS = {
     "intra_fd_unseen": Column("unseen: intra-FD", "intra_fd", "number", lower=True),
 }
 MEASURED = ("recognition", "am_score", "ms_ssim_max", "intra_fd", "precision_recall_density_coverage")
-# the paper's Table 1 and its text; the original AC-GAN has no place in it
+# the paper's Table 1 and its text, in which the original AC-GAN has no place
 EXPECTED = {
     "am_score": (("am_dynamic", "am_predefined"), ("acgan_plus_dynamic", "acgan_plus_predefined"), "label_dynamic",
                  ("acgan_star_dynamic", "acgan_star_predefined"), ("gan_star_dynamic", "gan_dynamic")),
@@ -100,11 +100,11 @@ def plan(flags, evaluator):
     def make_row(name):
         without = spec.classes[unseen] if name in PROBES else ""
         if without:
-            group, labels, key = f"all but {without}", ("ProbeGAN", PROBES[name]), ""
+            group, labels = f"all but {without}", ("ProbeGAN", PROBES[name])
             own = f"{scale['probegan']} --method {name} --new_class {unseen}"
         else:
             loss, labelling = FAMILY[name]
-            group, labels, key = "all", (NAMES[loss], labelling), "" if loss == "acgan" else name
+            group, labels = "all", (NAMES[loss], labelling)
             own = f"{scale['labelled']} --method labelled --oracle --class_loss {loss} --labelling {labelling}"
             own += f" --num_images {flags.num}" if labelling == "dynamic" else ""
         judge = evaluation(COLUMNS, without, (evaluator,), len(spec.classes), flags.num, MEASURED)
@@ -114,7 +114,7 @@ def plan(flags, evaluator):
                      str(evaluator), "--data_root", str(from_root(flags.data_root)), *shlex.split(own))
             runs.append(Run("amgan", home / f"{name}_seed{seed}", words, plain_config(words), True, judge,
                             processes=flags.processes))
-        return Row(group, labels, key, tuple(runs))
+        return Row(group, labels, name, tuple(runs))
 
     return [make_row(name) for name in chosen("rows", flags.rows, (*FAMILY, *(PROBES if "probegan" in scale else ())))]
 

@@ -82,8 +82,7 @@ COLUMNS = {
 }
 OF_EDITS, OF_DRAWS = ("both", "identity", "cycle"), ("diversity", "judged_diversity", "nearest")
 MEASURED = ("recognition", "feature_agreement", "feature_walks")
-ORDER = ("white", "black", "label")
-EXPECTED = {"within": ORDER, "mrr": ORDER}
+EXPECTED = {"within": ("white", "black", "label"), "mrr": ("white", "black", "label")}
 TEXT = ("{num} times the classes pairs of test images, 2,000 at most: one gives the features, the other is edited. "
         "Judge: the evaluator (SHA-256 {evaluator_sha256:.12}). What other real images reach in the place of those "
         "drawn is the last of the rivals: a Frechet distance means nothing without it. In brackets the 95 % interval "
@@ -181,7 +180,7 @@ def plan(flags, classifiers, evaluator):
                          "--evaluator", str(evaluator), "--data_root", str(from_root(flags.data_root)),
                          *shlex.split(f"{SCALES[flags.dataset]} {own}"))
                 runs.append(Run("features", home / f"{key}_{name}_seed{seed}", words, plain_config(words), True, judge))
-            rows.append(Row(name, (title,), key if key in ORDER else "", tuple(runs)))
+            rows.append(Row(name, (title,), key, tuple(runs)))
     return rows
 
 

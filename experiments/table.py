@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 
@@ -83,9 +84,9 @@ class Experiment:
     stem: of the names of its files. command: the module that made it. text: the paragraph under the title, in which
     {name} stands for a value of the protocol. groups: what the groups of rows are. heads: of the columns that name a
     row, the first of which is also that of the seconds. expected: {column: keys of rows, better first}, a tuple of keys
-    where none of them is better; a row that is not named comes last. images(row, run): the (SHOWN, C, H, W) in [-1, 1]
-    of the picture; by default of the group's class. save: what writes the picture, with the parameters of
-    utils.save_grid.
+    where none of them is better, and `...` at the end for all other rows; without it they have no place. images(row,
+    run): the (SHOWN, C, H, W) in [-1, 1] of the picture; by default of the group's class. save: what writes the
+    picture, with the parameters of utils.save_grid.
     """
 
     stem: str
@@ -95,7 +96,7 @@ class Experiment:
     columns: dict[str, Column]
     groups: str = "Unseen"
     heads: tuple[str, ...] = ("method", "classifier")
-    expected: dict[str, tuple[str | tuple[str, ...], ...]] = field(default_factory=dict)
+    expected: dict[str, tuple[str | tuple[str, ...] | EllipsisType, ...]] = field(default_factory=dict)
     images: Callable | None = None
     save: Callable = save_grid
 
@@ -197,15 +198,14 @@ def order_sentences(experiment, rows, figures):
         column = experiment.columns[name]
         sign = -1 if column.lower else 1
 
-        def place(row, order=order):
-            named = ((keys,) if isinstance(keys, str) else keys for keys in order)
-            return next((i for i, keys in enumerate(named) if row.key in keys), len(order))
-
-        placed = [(row, found[name]) for row, found in zip(rows, figures, strict=True)
+        places = {key: i for i, keys in enumerate(order) for key in (keys if isinstance(keys, tuple) else (keys,))}
+        placed = [(places.get(row.key, places.get(...)), row, found[name])
+                  for row, found in zip(rows, figures, strict=True)
                   if row.key and found.get(name, {}).get("value") is not None]
-        for a, x in placed:
-            ahead = [f"{b.name} ({number(column, y['value'])}{relation(x, y)})" for b, y in placed
-                     if a.group == b.group and place(a) < place(b) and sign * x["value"] < sign * y["value"]]
+        placed = [entry for entry in placed if entry[0] is not None]
+        for i, a, x in placed:
+            ahead = [f"{b.name} ({number(column, y['value'])}{relation(x, y)})" for j, b, y in placed
+                     if a.group == b.group and i < j and sign * x["value"] < sign * y["value"]]
             if ahead:
                 sentences.append(f"{experiment.groups} {a.group}, {column.heading}: {a.name} "
                                  f"({number(column, x['value'])}) was expected before, and comes after: "

@@ -50,8 +50,8 @@ VARIANTS = {
     "diversity term": "--diversity_coeff 1", "k = 2": "", "k = 3": "",
 }
 # intra-FD: the paper's Table 1, where NAIVE on a robust classifier goes before ProbeGAN on a regular one
-EXPECTED = {"recognised": ("oracle", "probegan robust", "probegan regular", "naive robust"),
-            "intra_fd": ("oracle", "probegan robust", "naive robust", "probegan regular")}
+EXPECTED = {"recognised": ("oracle", "probegan robust", "probegan regular", "naive robust", ...),
+            "intra_fd": ("oracle", "probegan robust", "naive robust", "probegan regular", ...)}
 COLUMNS = {
     "recognised": Column("recognised", "recognition"),
     "accepted": Column("accepted", "adversarial_gap", count="accepted", probed=True),
